@@ -1,0 +1,3 @@
+"""evalswap: swap the engine, keep the score."""
+
+__version__ = "0.1.0"

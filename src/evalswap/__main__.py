@@ -1,0 +1,5 @@
+"""``python -m evalswap``."""
+
+from evalswap.cli import main
+
+raise SystemExit(main())

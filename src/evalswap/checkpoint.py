@@ -1,0 +1,171 @@
+"""A model's files: where its folder is, and what its small JSON files say. Weights are never read here.
+
+Reads config.json, generation_config.json and the names of the weight files, so no torch is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from evalswap.errors import ModelFilesError, did_you_mean
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "model_max_length", "max_seq_len")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+    "merges.txt", "*.model", "*.tiktoken", "chat_template*", "*.jinja", "config.json", "generation_config.json",
+)  # fmt: skip
+SAMPLE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's folder and what its JSON files say."""
+
+    folder: Path
+    name: str  # as the config named it
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        return ", ".join(self.config.get("architectures") or ["unknown"])
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype the checkpoint says it is stored in ("bfloat16"), if it says."""
+        value = self._text_config("dtype") or self._text_config("torch_dtype")
+        return str(value).removeprefix("torch.") if value else None
+
+    @property
+    def context_len(self) -> int | None:
+        """The longest sequence the model was made for, in tokens."""
+        for key in CONTEXT_KEYS:
+            value = self._text_config(key)
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer: generation_config.json's, else config.json's."""
+        eos = self.generation_config.get("eos_token_id")
+        if eos is None:
+            eos = self._text_config("eos_token_id")
+        return tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+
+    def identity(self) -> str:
+        """Return a hash of what the model is: its JSON files and a sample of every weight file.
+
+        Paths and file times do not enter, so a moved or copied folder keeps its identity.
+        """
+        digest = hashlib.sha256()
+        for file in sorted(self.folder.iterdir()):
+            if file.suffix == ".json":
+                digest.update(file.name.encode() + file.read_bytes())
+            elif file.suffix in WEIGHT_SUFFIXES:
+                size = file.stat().st_size
+                digest.update(f"{file.name}:{size}".encode())
+                with file.open("rb") as stream:
+                    for place in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+                        stream.seek(place)
+                        digest.update(stream.read(SAMPLE_BYTES))
+        return digest.hexdigest()
+
+    def _text_config(self, key: str) -> Any:
+        """Look a key up, also where multimodal configs nest the language model's."""
+        if self.config.get(key) is not None:
+            return self.config[key]
+        nested = self.config.get("text_config")
+        return nested.get(key) if isinstance(nested, Mapping) else None
+
+
+def find_checkpoint(path: str, revision: str | None = None) -> Checkpoint:
+    """Return a model's files, from a folder or from the HuggingFace hub (and its local cache).
+
+    Raises ModelFilesError when they can be had from neither.
+    """
+    folder = find_folder(path, revision)
+    if not (folder / "config.json").is_file():
+        raise ModelFilesError(f"{folder}: no config.json, so this is not a HuggingFace model folder")
+    generation = folder / "generation_config.json"
+    return Checkpoint(
+        folder=folder,
+        name=path,
+        config=_read_json(folder / "config.json"),
+        generation_config=_read_json(generation) if generation.is_file() else {},
+    )
+
+
+def find_folder(path: str, revision: str | None = None, *, tokenizer_only: bool = False) -> Path:
+    """Return the folder of a model: a path as it is, a hub id downloaded or found in the cache."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if looks_like_path(path):
+        parent = folder.parent
+        near = did_you_mean(folder.name, [p.name for p in parent.iterdir()]) if parent.is_dir() else None
+        raise ModelFilesError(f"model folder not found: {path}", near or "give an existing folder or a hub id")
+    return _from_hub(path, revision, tokenizer_only)
+
+
+def looks_like_path(path: str) -> bool:
+    """Whether a model is named by a path rather than by a hub id ("organisation/name")."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1
+
+
+def _from_hub(name: str, revision: str | None, tokenizer_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    wanted = list(TOKENIZER_FILES)
+    if not tokenizer_only:
+        wanted += ["*.json", "*.safetensors", "*.py"]
+    offline = not hub_reachable()
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=offline))
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        raise ModelFilesError(
+            f"model '{name}': the hub answered {status}",
+            "check the name; for a gated model accept its licence and set HF_TOKEN",
+        ) from error
+    except Exception as error:
+        raise ModelFilesError(
+            f"model '{name}' is neither a folder here nor in the hub's cache, and the hub cannot be reached",
+            f"give the path of a folder that holds it, or download it where there is a network "
+            f"(hf download {name}) and copy the cache (HF_HOME); HF_ENDPOINT names another hub",
+        ) from error
+
+
+def hub_reachable() -> bool:
+    """Whether the HuggingFace hub can be asked: at once, where its client would try again for half a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if getproxies().get(address.scheme):
+        return True  # the proxy knows; a direct connection need not work
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFilesError(f"{file}: not readable as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelFilesError(f"{file}: a JSON object is wanted")
+    return data

@@ -1,0 +1,1 @@
+"""From a config file or command-line options to typed specs."""

@@ -1,0 +1,41 @@
+"""The engines by name: ours and those of other packages (entry points of the group ``evalswap.engines``)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+
+from evalswap.engines.base import ManagedEngine
+from evalswap.errors import ConfigError, EngineError, did_you_mean
+
+ENTRY_POINTS = "evalswap.engines"
+ALIASES = {"hf": "transformers", "huggingface": "transformers"}
+REMOTE = "openai"  # the one engine that is not started here
+
+
+def engine_names() -> list[str]:
+    return sorted({REMOTE, *_managed()})
+
+
+def canonical_name(name: str) -> str:
+    """Return an engine's name as plans use it. Raises ConfigError for an unknown one."""
+    known = engine_names()
+    found = ALIASES.get(name.lower(), name.lower())
+    if found not in known:
+        raise ConfigError(f"unknown engine '{name}'", did_you_mean(found, known) or f"evalswap has: {', '.join(known)}")
+    return found
+
+
+def managed_engine(name: str) -> ManagedEngine:
+    """Return an engine that evalswap starts itself. Raises EngineError if it cannot be loaded."""
+    try:
+        made = _managed()[name].load()()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise EngineError(f"the engine '{name}' cannot be loaded: {error}") from error
+    if not isinstance(made, ManagedEngine):
+        raise EngineError(f"the entry point of engine '{name}' is no ManagedEngine")
+    return made
+
+
+def _managed() -> Mapping[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}

@@ -1,0 +1,87 @@
+"""HuggingFace transformers, the reference: served by our own worker in padded batches of ``batch_size``.
+
+https://huggingface.co/docs/transformers/main_classes/text_generation
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from evalswap.engines.base import (
+    LOOPBACK,
+    HttpCall,
+    Launch,
+    MalformedAnswer,
+    ManagedEngine,
+    Native,
+    Refused,
+    SamplingTable,
+    as_ids,
+    flags,
+    offline_environment,
+)
+from evalswap.records import Completion, Request
+
+WORKER = Path(__file__).with_name("transformers_worker")
+NOT_IN_HF = Refused("transformers' generate() has no such penalty")
+
+
+class Transformers(ManagedEngine):
+    name: ClassVar[str] = "transformers"
+    distributions: ClassVar[tuple[str, ...]] = ("transformers",)
+    sampling: ClassVar[SamplingTable] = {
+        "max_new_tokens": Native("max_new_tokens"),
+        "min_new_tokens": Native("min_new_tokens"),
+        "temperature": Native("temperature"),
+        "top_p": Native("top_p"),
+        "top_k": Native("top_k"),
+        "min_p": Native("min_p"),
+        "repetition_penalty": Native("repetition_penalty"),
+        "presence_penalty": NOT_IN_HF,
+        "frequency_penalty": NOT_IN_HF,
+        "seed": Native("seed"),
+        "stop": Native("stop"),
+        "stop_token_ids": Native("stop_token_ids"),
+    }
+
+    def command(self, launch: Launch, python: Path, port: int) -> list[str]:
+        own: dict[str, Any] = {
+            "model": launch.model,
+            "dtype": launch.dtype,
+            "batch_size": launch.batch_size,
+            "device": launch.device,
+            "trust_remote_code": launch.trust_remote_code,
+            "pad_token_id": launch.pad_token_id,
+            "peft_path": launch.peft_path,
+            "model_kwargs": json.dumps(dict(launch.model_kwargs)) if launch.model_kwargs else None,
+            "host": LOOPBACK,
+            "port": port,
+        }
+        return [str(python), str(WORKER), *flags(own | dict(launch.engine_args))]
+
+    def environment(self, launch: Launch) -> dict[str, str]:
+        return offline_environment()
+
+    def call(self, request: Request) -> HttpCall:
+        assert request.prompt.token_ids is not None
+        sampling = self.native_sampling(request.sampling)
+        body = {"input_ids": list(request.prompt.token_ids), "order": request.row, "sampling": sampling}
+        return HttpCall("/generate", body)
+
+    def read(self, answer: Any, request: Request) -> Completion:
+        try:
+            ids = as_ids(answer["token_ids"], self.name)
+            return Completion(
+                token_ids=ids,
+                text=None,
+                finish_reason="stop" if answer["finish_reason"] == "stop" else "length",
+                prompt_tokens=int(answer["prompt_tokens"]),
+                completion_tokens=len(ids),
+            )
+        except (KeyError, TypeError) as error:
+            raise MalformedAnswer(f"{self.name} sent no answer: {str(answer)[:200]}") from error
+
+    def window(self, launch: Launch) -> int:
+        return 2 * launch.batch_size  # one batch runs, the next waits

@@ -1,0 +1,1 @@
+"""Asking: requests out, answers in, nothing lost."""

@@ -1,0 +1,41 @@
+"""From what an engine returned to the text that is scored: cut at stops and decoded, once, here.
+
+HuggingFace's rules: the text ends before the first stop word or stop id; chat answers keep other special
+tokens, base answers drop them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evalswap.prompting.tokenizer import Tokenizer
+from evalswap.records import Completion, Sampling
+
+
+def answer_text(
+    completion: Completion, sampling: Sampling, tokenizer: Tokenizer | None, *, skip_special_tokens: bool
+) -> str:
+    """Return an answer's text without its stop."""
+    if completion.token_ids is not None and tokenizer is not None:
+        ids = before_stop_id(completion.token_ids, sampling)
+        text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    else:
+        text = completion.text or ""
+    return before_stop_word(text, sampling.stop)
+
+
+def before_stop_id(ids: Sequence[int], sampling: Sampling) -> Sequence[int]:
+    """Return the ids before the first stop id, not looking at those that min_new_tokens protects."""
+    stops = set(sampling.stop_token_ids)
+    for place, token in enumerate(ids):
+        if token in stops and place >= sampling.min_new_tokens:
+            return ids[:place]
+    return ids
+
+
+def before_stop_word(text: str, words: Sequence[str]) -> str:
+    """Return the text before the first of the stop words."""
+    for word in words:
+        if word:
+            text = text.split(word, 1)[0]
+    return text

@@ -1,0 +1,163 @@
+"""A run's folder: the layout that people and existing scripts know, plus run.json.
+
+``<work>/<timestamp>/`` holds configs/, logs/, predictions/<model>/<dataset>.json,
+results/<model>/<dataset>.json, summary/summary_<time>.{txt,csv,md} and run.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pprint
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from evalswap.config.experiment import Experiment
+from evalswap.errors import ConfigError, StoreError, did_you_mean
+from evalswap.redaction import Redactor
+from evalswap.scoring.scorer import Score
+from evalswap.store import Answered
+
+TIME_FORMAT = "%Y%m%d_%H%M%S"
+
+
+class RunFolder:
+    """Where one run's files go."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.logs = path / "logs"
+        self.predictions = path / "predictions"
+        self.results = path / "results"
+        self.summary = path / "summary"
+        self.manifest = path / "run.json"
+
+    @classmethod
+    def create(cls, work_dir: Path) -> RunFolder:
+        """Make a new folder named by the time. Raises StoreError if that is impossible."""
+        stamp = datetime.now().strftime(TIME_FORMAT)
+        for suffix in ["", *(f"_{i}" for i in range(2, 100))]:
+            path = work_dir / f"{stamp}{suffix}"
+            try:
+                path.mkdir(parents=True, exist_ok=False)
+            except FileExistsError:
+                if not work_dir.is_dir():
+                    raise StoreError(f"{work_dir} is not a folder", "choose another with -w") from None
+                continue
+            except OSError as error:
+                raise StoreError(f"{path}: {error.strerror}", "choose another work folder with -w") from error
+            return cls(path)
+        raise StoreError(f"{work_dir}: too many runs in this second")
+
+    @classmethod
+    def existing(cls, work_dir: Path, name: str) -> RunFolder:
+        """Find the folder that ``--reuse`` means. Raises ConfigError if there is none."""
+        known = sorted(p.name for p in work_dir.iterdir() if p.is_dir()) if work_dir.is_dir() else []
+        if name == "latest":
+            if not known:
+                raise ConfigError(f"--reuse: no earlier run in {work_dir}", "run once without it")
+            return cls(work_dir / known[-1])
+        if name not in known:
+            raise ConfigError(
+                f"--reuse {name}: no such run in {work_dir}",
+                did_you_mean(name, known) or f"runs: {', '.join(known[-5:]) or 'none'}",
+            )
+        return cls(work_dir / name)
+
+    def write_config(self, experiment: Experiment, redact: Redactor) -> None:
+        """Write what was asked for, as a config again, without keys."""
+        parts = [
+            f"# what this run was asked for, read from {experiment.source}",
+            "models = " + _pretty([_without_keys(m.model_dump(exclude_defaults=True)) for m in experiment.models]),
+            "datasets = " + _pretty([d.model_dump(exclude_defaults=True) for d in experiment.datasets]),
+            "summarizer = " + _pretty(dict(experiment.summarizer)),
+        ]
+        name = f"{datetime.now().strftime(TIME_FORMAT)}_{os.getpid()}.py"
+        write_text(self.path / "configs" / name, redact("\n\n".join(parts) + "\n"))
+
+    def write_predictions(self, model: str, dataset: str, answers: Iterable[Answered]) -> Path:
+        """Write ``{row: {origin_prompt, prediction, gold}}``, streaming; unanswered rows are left out."""
+
+        def lines() -> Iterator[str]:
+            yield "{"
+            first = True
+            for answer in answers:
+                if answer.response is None:
+                    continue
+                entry = {
+                    "origin_prompt": answer.turns,
+                    "prediction": answer.response.text,
+                    "gold": answer.gold,
+                }
+                body = json.dumps(entry, ensure_ascii=False, indent=4).replace("\n", "\n    ")
+                yield f"{'' if first else ','}\n    {json.dumps(str(answer.row))}: {body}"
+                first = False
+            yield "\n}\n"
+
+        return write_text(self.predictions / file_name(model) / f"{file_name(dataset)}.json", lines())
+
+    def write_results(self, model: str, dataset: str, score: Score) -> Path:
+        """Write a job's scores; a partial one says so and names its unanswered rows."""
+        result: dict[str, Any] = dict(score.metrics)
+        if score.partial:
+            result |= {
+                "partial": True,
+                "answered": score.answered,
+                "total": score.total,
+                "unanswered_rows": score.unanswered_rows,
+            }
+        result["details"] = score.details
+        text = json.dumps(result, ensure_ascii=False, indent=4)
+        return write_text(self.results / file_name(model) / f"{file_name(dataset)}.json", text + "\n")
+
+    def write_manifest(self, manifest: Mapping[str, Any], redact: Redactor) -> None:
+        write_text(self.manifest, redact(json.dumps(manifest, ensure_ascii=False, indent=2, default=str)) + "\n")
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return run.json, or an empty dict if there is none (a run that was killed before)."""
+        try:
+            data = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.manifest}: not readable: {error}") from error
+        return data if isinstance(data, dict) else {}
+
+
+def file_name(abbr: str) -> str:
+    """Return an abbr as a file name: path separators would make folders, or leave the run's."""
+    return abbr.replace("/", "_").replace("\\", "_").lstrip(".") or "_"
+
+
+def write_text(path: Path, text: str | Iterable[str]) -> Path:
+    """Write a whole file or none: into a temporary one, then renamed. Raises StoreError."""
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="surrogatepass", dir=path.parent, delete=False, suffix=".part"
+        ) as stream:
+            temporary = stream.name
+            stream.writelines([text] if isinstance(text, str) else text)
+        os.chmod(temporary, 0o644)  # noqa: PTH101  # NamedTemporaryFile makes it private
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise StoreError(
+            f"{path}: {error.strerror or error}",
+            "free disk space, or choose another work folder with -w; stored answers are kept",
+        ) from error
+    return path
+
+
+def _pretty(value: Any) -> str:
+    return pprint.pformat(value, width=100, sort_dicts=False)
+
+
+def _without_keys(model: dict[str, Any]) -> dict[str, Any]:
+    return {name: "***" if name == "key" and value not in ("ENV", "EMPTY") else value for name, value in model.items()}

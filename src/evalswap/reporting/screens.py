@@ -1,0 +1,97 @@
+"""What a run prints beside its progress and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evalswap.benchmarks.registry import Rows
+from evalswap.config.specs import DatasetSpec
+from evalswap.errors import EvalswapError
+from evalswap.plan import ModelPlan
+from evalswap.records import Failure
+from evalswap.serving.environments import EngineStatus
+
+if TYPE_CHECKING:
+    from evalswap.inference.model_run import Outcome
+
+
+def show_plan(console: Console, plan: ModelPlan, datasets: Sequence[tuple[DatasetSpec, Rows | None]]) -> None:
+    """Print what will be asked of what, and how the config's fields were translated."""
+    console.print(f"[bold]{escape(plan.abbr)}[/] on [bold]{plan.engine}[/]", highlight=False)
+    for dataset, rows in datasets:
+        known = f": {len(rows.rows)} rows from {rows.source}" if rows else f": {dataset.path or dataset.type}"
+        console.print(
+            f"  dataset {dataset.abbr} ({dataset.version}){known}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    view = Table(title=f"translation of {plan.spec_type}", title_justify="left", title_style="dim")
+    view.add_column("config")
+    view.add_column(f"on {plan.engine}")
+    view.add_column("note", style="dim")
+    for row in plan.translation:
+        view.add_row(escape(row.source), escape(row.target) or "[dim]no counterpart[/]", escape(row.note))
+    console.print(view)
+
+
+def show_engine(console: Console, outcome: Outcome) -> None:
+    """Print which engine really ran."""
+    if outcome.engine is None:
+        return
+    engine = outcome.engine
+    source = engine.details.get("source")
+    where = f"{engine.interpreter} ({source})" if source else engine.interpreter
+    console.print(f"engine: {engine} on {engine.device}, {where}", highlight=False, markup=False, soft_wrap=True)
+    for job, count in outcome.shortened.items():
+        console.print(
+            f"{job}: {count} answers had less room than max_out_len (context of the model)",
+            highlight=False,
+            markup=False,
+        )
+
+
+def show_error(console: Console, error: EvalswapError, redact: Callable[[str], str] = str) -> None:
+    """Print an error for a person: what is wrong, then what to do."""
+    console.print(f"[bold red]error:[/] {escape(redact(error.message))}", highlight=False, soft_wrap=True)
+    if error.hint:
+        console.print(f"  [dim]→[/] {escape(redact(error.hint))}", highlight=False, soft_wrap=True)
+
+
+def show_failures(console: Console, job: str, failures: Sequence[Failure], most: int) -> None:
+    """Print the questions of a job that got no answer."""
+    if not failures:
+        return
+    console.print(
+        f"[bold red]{escape(job)}: {len(failures)} without an answer[/] (asked again by the next run)",
+        highlight=False,
+    )
+    for failure in failures[:most]:
+        console.print(
+            f"  row {failure.row}, after {failure.attempts} tries: {failure.error}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    if len(failures) > most:
+        console.print(f"  … and {len(failures) - most} more", highlight=False)
+
+
+def show_engines(console: Console, engines: Sequence[EngineStatus]) -> None:
+    """Print the engines: installed or not, version, interpreter, CPU or GPU."""
+    view = Table()
+    for name in ("engine", "version", "device", "interpreter"):
+        view.add_column(name, overflow="fold")
+    for status in engines:
+        found = status.interpreter
+        if found is None:
+            view.add_row(status.engine, "-", "-", f"{status.problem}; evalswap engines install {status.engine}")
+        else:
+            view.add_row(status.engine, found.version or "?", found.device, f"{found.path} ({found.source})")
+    view.add_row("openai", "-", "remote", "any server that speaks the OpenAI protocol (--api-base)")
+    console.print(view)

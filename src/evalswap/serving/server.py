@@ -1,0 +1,313 @@
+"""One engine as a server process that evalswap starts, watches and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+import aiohttp
+
+from evalswap.errors import EngineError
+from evalswap.serving import keeper
+
+SHOWN_LINES = 15  # of a dead server's log
+STOP_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+_LINE_LENGTH = 400  # characters; engines write whole configurations on a line
+_PORT_TRIES = 3
+_TAIL_BYTES = 128 * 1024
+_ALWAYS = {
+    "PYTHONUNBUFFERED": "1",  # the last words of a process that dies must be in the log
+    "PYTHONSAFEPATH": "1",  # a folder called "datasets" where the user stands must not hide the package
+}
+
+_PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|errno (98|48)\b", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(^|_)(TOKEN|(API)?KEY|SECRET|PASSWORD|CREDENTIALS)(_|$)", re.IGNORECASE)
+_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])")
+# What stands before a line: "(EngineCore pid=12) ERROR 11-22 16:00:00 [core.py:7] " in vLLM, "INFO:     " in uvicorn.
+_LEVEL = r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)"
+_PREFIX = re.compile(rf"^(?:\(\w[\w .-]* pid=\d+\) ?)?(?:{_LEVEL}(?: [\d-]+ [\d:.,]+ \[[^\]]*\] ?|: +))?")
+_NOISE = re.compile(
+    r"^# \d{4}-"  # our header line
+    r"|^Traceback \(most recent|^During handling of|^The above exception"
+    r"|^\S+\.py:\d+: \w*Warning: |^  warnings\.warn"
+    r"|\d+%( Completed)? ?\||[█▄▀]"  # progress bars and banners
+)
+_FRAME = re.compile(r'^\s+File ".*", line \d+')
+_EXCEPTION = re.compile(r"^([\w.]+\.)?\w*(Error|Exception|Interrupt|Exit)(:|$)")
+
+_handed_out: set[int] = set()  # ports that servers of this process have; two could else draw the same one
+
+
+class ManagedServer:
+    """A server process together with all its descendants.
+
+    Between it and evalswap stands a keeper (see :mod:`evalswap.serving.keeper`): whatever happens to
+    evalswap, Ctrl-C, a crash or ``kill -9``, it ends the engine and everything that the engine started.
+
+    Args:
+        name: the engine's name, for messages.
+        command: the port → the command line.
+        log_path: where its output goes (appended; its folder is made).
+        health_path: answers 200 once the server can take requests, e.g. "/health".
+        env: what to add to evalswap's own environment variables.
+        start_deadline: seconds that the server may take until it is healthy.
+        redact: takes secrets out of a text; applied to what is shown and to the log's header line.
+        host: the address to listen on; the command must say the same.
+        stop_grace: seconds between SIGTERM and SIGKILL.
+
+    Used as an async context manager it is started on entry (not yet ready) and stopped on exit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[int], Sequence[str]],
+        *,
+        log_path: Path,
+        health_path: str = "/health",
+        env: Mapping[str, str] | None = None,
+        start_deadline: float = 600.0,
+        redact: Callable[[str], str] = lambda text: text,
+        host: str = "127.0.0.1",
+        stop_grace: float = STOP_GRACE,
+    ) -> None:
+        self.name = name
+        self.log_path = log_path
+        self.start_seconds: float | None = None  # from start() until ready() saw it healthy
+        self._command = command
+        self._health_path = health_path
+        self._env = dict(env or {})
+        self._deadline = start_deadline
+        self._redact = redact
+        self._host = host
+        self._grace = stop_grace
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_offset = 0  # where this start's part of the log begins
+        self._started = 0.0
+
+    @property
+    def url(self) -> str:
+        """The server's address, e.g. "http://127.0.0.1:40123"; it may change until :meth:`ready` returns."""
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """The id of the keeper, which is also the process group and session of the engine.
+
+        Raises:
+            RuntimeError: the server was not started.
+        """
+        return self._running().pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    async def start(self) -> None:
+        """Start the process and return at once; :meth:`ready` waits for it.
+
+        Raises:
+            RuntimeError: it is running already.
+        """
+        if self.alive:
+            raise RuntimeError(f"{self.name} is running already")
+        self.start_seconds = None
+        self._started = time.monotonic()
+        self._spawn()
+
+    async def ready(self) -> None:
+        """Wait until the server is healthy.
+
+        A server that found its port taken (another program was faster) is started again on another one.
+
+        Raises:
+            EngineError: it died, with the last lines of its log, or it was not healthy before the deadline.
+        """
+        tries = 1
+        pause = 0.1
+        timeout = aiohttp.ClientTimeout(total=3)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            while not (await self._healthy(session) and self.alive):
+                if not self.alive:
+                    if tries == _PORT_TRIES or not _PORT_TAKEN.search(self._log_tail()):
+                        raise self.failure()
+                    tries += 1
+                    pause = 0.1
+                    self._spawn()
+                if time.monotonic() - self._started > self._deadline:
+                    raise self._error(f"{self.name} was not ready after {self._deadline:g} s")
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.2, 0.5)
+        self.start_seconds = time.monotonic() - self._started
+
+    async def wait_dead(self) -> int:
+        """Wait until the process has ended, for whatever reason, and return its exit code.
+
+        Signal N counts as exit code 128 + N.
+        """
+        process = self._running()
+        # Looking costs next to nothing. asyncio's own subprocesses SIGKILL theirs (the keeper!) when a loop
+        # closes early, and a thread that waits would keep the program from ending.
+        while (code := process.poll()) is None:
+            await asyncio.sleep(0.1)
+        return code
+
+    def failure(self) -> EngineError:
+        """Describe how the process died, with the last lines of its log."""
+        code = self._running().poll()
+        when = "while starting" if self.start_seconds is None else "while running"
+        killed = code == 128 + signal.SIGKILL
+        return self._error(f"{self.name} died {when} ({_exit_text(code)})", killed)
+
+    async def stop(self) -> None:
+        """End the server and all its descendants; return when none is left. Safe to call again.
+
+        Raises:
+            EngineError: a process could not be ended (it hangs in the kernel, or is another user's).
+        """
+        if self._process is None:
+            return
+        leader = self._process.pid
+        self._process.terminate()  # the keeper, which ends the others
+        await self._wait(lambda: not self.alive, self._grace + 5)
+        # Nothing is left after an orderly stop. Was the keeper itself killed, then its session may be.
+        if self.alive or keeper.family(leader):
+            self._process.kill()
+            keeper.send(keeper.family(leader), signal.SIGKILL)
+            if not await self._wait(lambda: not (self.alive or keeper.family(leader)), 5):
+                left = ", ".join(map(str, keeper.family(leader)))
+                raise EngineError(f"{self.name} could not be stopped", f"processes left: {left}")
+        _handed_out.discard(self._port)
+
+    async def __aenter__(self) -> ManagedServer:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError(f"{self.name} was not started")
+        return self._process
+
+    def _spawn(self) -> None:
+        _handed_out.discard(self._port)
+        self._port = _free_port(self._host)
+        command = list(self._command(self._port))
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self._log_offset = log.tell()
+            log.write(self._header(command).encode())
+            log.flush()
+            # -I -S: the keeper needs nothing but the standard library, and so starts in milliseconds.
+            keeping = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), str(self._grace)]
+            self._process = subprocess.Popen(
+                [*keeping, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **_ALWAYS, **self._env},
+                start_new_session=True,  # Ctrl-C reaches evalswap alone, which then stops the engine in order
+            )
+
+    def _header(self, command: Sequence[str]) -> str:
+        """Return the line that says what ran, ready to paste into a shell but for the secrets."""
+        additions = [
+            f"{name}={'***' if _SECRET_NAME.search(name) else shlex.quote(value)}" for name, value in self._env.items()
+        ]
+        line = " ".join([*additions, shlex.join(command)])
+        return f"# {datetime.now():%Y-%m-%d %H:%M:%S} {self._redact(line)}\n"
+
+    async def _healthy(self, session: aiohttp.ClientSession) -> bool:
+        try:
+            async with session.get(self.url + self._health_path) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError):
+            return False
+
+    async def _wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+    def _log_tail(self) -> str:
+        """Return the end of what this start wrote."""
+        with self.log_path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_offset, size - _TAIL_BYTES))
+            return log.read().decode(errors="replace")
+
+    def _error(self, message: str, killed: bool = False) -> EngineError:
+        lines = meaningful_lines(self._log_tail(), SHOWN_LINES)
+        shown = "".join(f"\n  {self._redact(line)[:_LINE_LENGTH]}" for line in lines)
+        memory = "the system killed it, most likely for want of memory; " if killed else ""
+        return EngineError(message + shown, f"{memory}the whole log: {self.log_path}")
+
+
+def meaningful_lines(log: str, limit: int) -> list[str]:
+    """Return those lines of an engine's log, at most ``limit``, that tell how it came to its end.
+
+    From the first error on these are the errors alone: a cause is logged long before its consequences, and
+    an orderly shutdown after both. Without any error they are the last lines. Left out are colours, prefixes,
+    progress bars, repetitions and the frames of tracebacks.
+    """
+    lines: dict[str, str] = {}  # line → its level, in the order of their first appearance
+    in_frame = False
+    for raw in log.split("\n"):
+        overwritten = _ANSI.sub("", raw.rstrip()).rpartition("\r")[2]  # what a terminal would show in the end
+        prefix = _PREFIX.match(overwritten)
+        assert prefix  # it matches the empty text, too
+        line = overwritten[prefix.end() :]
+        if _FRAME.match(line):
+            in_frame = True
+            continue
+        if in_frame and line.startswith("    "):
+            continue  # the source line, and the marks below it
+        in_frame = False
+        if line.strip() and not _NOISE.search(line):
+            lines.setdefault(line, prefix[1] or ("ERROR" if _EXCEPTION.match(line) else ""))
+    levels = list(lines.values())
+    first = next((number for number, level in enumerate(levels) if level in ("ERROR", "CRITICAL")), None)
+    if first is None:
+        return list(lines)[-limit:]
+    told = [line for line, level in list(lines.items())[first:] if level in ("", "ERROR", "CRITICAL")]
+    half = limit // 2
+    return told if len(told) <= limit else [*told[:half], "…", *told[half - limit + 1 :]]
+
+
+def _exit_text(code: int | None) -> str:
+    if code is None:
+        return "still running"
+    if code < 0:
+        code = 128 - code  # the keeper itself was killed
+    if code > 128 and code - 128 in {s.value for s in signal.Signals}:
+        return f"killed by {signal.Signals(code - 128).name}"
+    return f"exit code {code}"
+
+
+def _free_port(host: str) -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _handed_out:
+            _handed_out.add(port)
+            return port

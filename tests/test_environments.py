@@ -1,0 +1,247 @@
+"""Finding and installing engines, with a toy engine that is one wheel of a few hundred bytes."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from evalswap.errors import EngineError
+from evalswap.serving import environments
+from evalswap.serving.environments import (
+    MARKER,
+    RECIPES,
+    Recipe,
+    engines_home,
+    find_interpreter,
+    has_cuda,
+    install,
+    installed_engines,
+    interpreter_variable,
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EVALSWAP_HOME", str(tmp_path / "home"))
+    for engine in ("toy", *RECIPES):
+        monkeypatch.delenv(interpreter_variable(engine), raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Add a recipe "toy" that needs a wheel; return the folder, still empty, where pip looks for it."""
+    recipe = Recipe(
+        distributions=("toy-cpu", "toy"),
+        steps=(("install", "toy==1.2"), ("uninstall", "not-there")),
+        check="import toy; assert toy.works",
+    )
+    monkeypatch.setitem(RECIPES, "toy", {"cpu": recipe})
+    monkeypatch.setattr(environments, "has_cuda", lambda: False)
+    (tmp_path / "wheels").mkdir()
+    return tmp_path / "wheels"
+
+
+@pytest.fixture
+def quick_python(tmp_path: Path) -> str:
+    """Return a Python whose environments borrow the pip of these tests: to unpack one each takes 5 s."""
+    pip = Path(importlib.util.find_spec("pip").origin).parent  # type: ignore[union-attr,arg-type]
+    script = tmp_path / "quick-python"
+    script.write_text(
+        f"#!/bin/sh\nset -e\n'{sys.executable}' -m venv --without-pip \"$3\"\n"
+        f"ln -s '{pip}' \"$3\"/lib/python*/site-packages/pip\n"
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+def make_wheel(folder: Path, works: bool = True) -> None:
+    info = "toy-1.2.dist-info"
+    with zipfile.ZipFile(folder / "toy-1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("toy.py", f"works = {works}\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.2\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"toy.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+
+
+def fake_environment(home: Path, complete: bool = True) -> Path:
+    """Make what looks like an environment with toy 1.2."""
+    folder = home / "engines" / "toy"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    info = folder / "lib" / version / "site-packages" / "toy-1.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.2\n")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    if complete:
+        (folder / MARKER).write_text("{}")
+    return folder
+
+
+def test_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engines_home() == home
+    monkeypatch.delenv("EVALSWAP_HOME")
+    assert engines_home().name == "evalswap"
+    assert interpreter_variable("my-engine") == "EVALSWAP_MY_ENGINE_PYTHON"
+
+
+def test_hidden_gpus_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not has_cuda()
+
+
+def test_finds_in_order(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = find_interpreter("toy", ("no-such", "pytest"))
+    assert (current.source, current.path, current.version) == ("current", Path(sys.executable), pytest.__version__)
+
+    installed = find_interpreter("toy", ("toy", "pytest")) if fake_environment(home) else None
+    assert installed
+    assert (installed.source, installed.version) == ("installed", "1.2")
+    assert installed.path == home / "engines" / "toy" / "bin" / "python"
+
+    monkeypatch.setenv("EVALSWAP_TOY_PYTHON", sys.executable)
+    named = find_interpreter("toy", ("pytest",))
+    assert (named.source, named.version) == ("EVALSWAP_TOY_PYTHON", pytest.__version__)
+
+    link = tmp_path / "a-python"
+    link.symlink_to(sys.executable)
+    with pytest.raises(EngineError, match=r"--engine-python .*a-python: this Python has no toy"):
+        find_interpreter("toy", ("toy",), str(link))  # though the installed one has it
+    prefix = Path(sys.executable).parent.parent  # of the virtual environment that the tests run in
+    explicit = find_interpreter("toy", ("pytest",), str(prefix))
+    assert explicit.source == "--engine-python"
+    assert explicit.path == prefix / "bin" / "python"
+    assert explicit.packages["pytest"] == pytest.__version__
+
+
+def test_a_named_interpreter_must_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="--engine-python /no/python: no such interpreter"):
+        find_interpreter("toy", ("pytest",), "/no/python")
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho out of order >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("EVALSWAP_TOY_PYTHON", str(broken))
+    with pytest.raises(EngineError, match=r"EVALSWAP_TOY_PYTHON .*: this is no Python that works") as caught:
+        find_interpreter("toy", ("pytest",))
+    assert caught.value.hint == "out of order"
+
+
+def test_says_how_to_get_what_is_missing(home: Path) -> None:
+    with pytest.raises(EngineError, match=r"^other is not installed$") as caught:
+        find_interpreter("other", ("no-such",))
+    assert caught.value.hint == ("name an interpreter that has it: --engine-python PATH or EVALSWAP_OTHER_PYTHON=PATH")
+    with pytest.raises(EngineError) as caught:
+        find_interpreter("vllm", ("no-such",))
+    assert (caught.value.hint or "").startswith("run: evalswap engines install vllm (or name ")
+    fake_environment(home, complete=False)
+    with pytest.raises(EngineError, match=r"^toy is not installed completely"):
+        find_interpreter("toy", ("toy",))
+
+
+def test_transformers_without_torch_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments, "_versions", lambda names, path: {"transformers": "5.1"})
+    with pytest.raises(EngineError, match="transformers is not installed"):
+        find_interpreter("transformers", ("transformers",))
+
+
+def test_lists_the_engines(home: Path, wheels: Path) -> None:
+    fake_environment(home)
+    states = {state.engine: state for state in installed_engines()}
+    assert list(states) == [*RECIPES]
+    found = states["toy"].interpreter
+    assert found
+    assert (found.version, found.source, found.device) == ("1.2", "installed", "cpu")
+    vllm = states["vllm"]
+    assert (vllm.interpreter is None) == (vllm.problem is not None)
+
+
+def test_refuses_what_it_cannot_install(wheels: Path) -> None:
+    with pytest.raises(EngineError, match="no recipe to install an engine 'vlm'") as caught:
+        install("vlm")
+    assert caught.value.hint == "did you mean 'vllm'?"
+    with pytest.raises(EngineError, match="no recipe") as caught:
+        install("sglang-x")
+    assert "EVALSWAP_SGLANG_X_PYTHON" in (caught.value.hint or "")
+    with pytest.raises(EngineError, match="openai needs no installation"):
+        install("openai")
+    with pytest.raises(EngineError, match="toy runs on cpu only, not on cuda"):
+        install("toy", device="cuda")
+    with pytest.raises(EngineError, match="--python /no/python: no such interpreter"):
+        install("toy", python="/no/python")
+
+
+def test_a_home_that_cannot_be_written(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVALSWAP_HOME", "/dev/null/here")
+    with pytest.raises(EngineError, match="toy cannot be installed into /dev/null/here"):
+        install("toy")
+
+
+def test_failures_are_told_and_the_next_installation_repairs(home: Path, wheels: Path, quick_python: str) -> None:
+    lines: list[str] = []
+    offline = ["--no-index", "--find-links", str(wheels)]
+    with pytest.raises(EngineError) as caught:
+        install("toy", offline, lines.append)
+    assert caught.value.message.startswith("toy: toy 1.2: failed\n  ERROR: Could not find a version that")
+    log = home / "engines" / "toy.log"
+    assert caught.value.hint == f"the whole log: {log}"
+    assert "No matching distribution" in log.read_text()
+    with pytest.raises(EngineError, match="not installed completely"):
+        find_interpreter("toy", ("toy",))
+
+    make_wheel(wheels, works=False)
+    with pytest.raises(EngineError, match=r"toy: check that it can be imported: failed(.|\n)*AssertionError"):
+        install("toy", offline, lines.append, python=quick_python)
+
+    make_wheel(wheels)
+    lines.clear()
+    found = install("toy", offline, lines.append, python=quick_python)
+    assert (found.version, found.source, found.packages) == ("1.2", "installed", {"toy": "1.2"})
+    steps = [line.partition(" ")[2] for line in lines if line[0].isdigit()]
+    assert steps == ["an environment …", "toy 1.2 …", "uninstall not-there …", "check that it can be imported …"]
+    assert lines[-1].startswith("toy is installed (")
+    marker = json.loads((home / "engines" / "toy" / MARKER).read_text())
+    assert (marker["engine"], marker["device"], marker["versions"]["toy"]) == ("toy", "cpu", "1.2")
+    assert find_interpreter("toy", ("toy",)) == found
+
+
+def test_installs_once(home: Path, wheels: Path) -> None:
+    folder = fake_environment(home)
+    lines: list[str] = []
+    assert install("toy", echo=lines.append).version == "1.2"
+    assert lines == [f"toy is installed already, in {folder}"]
+    with pytest.raises(EngineError, match="toy: an environment: failed"):
+        install("toy", echo=lines.append, reinstall=True, python="false")
+    assert not folder.exists()
+
+
+def test_two_installations_take_turns(home: Path, wheels: Path) -> None:
+    fake_environment(home)
+    lines: list[str] = []
+    with (home / "engines" / ".toy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = threading.Thread(target=install, args=("toy",), kwargs={"echo": lines.append}, daemon=True)
+        second.start()
+        deadline = time.monotonic() + 10
+        while not lines and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert lines == ["another installation of toy runs, waiting for it …"]
+    second.join(10)
+    assert len(lines) == 2
+    assert lines[1].startswith("toy is installed already")
+
+
+def test_progress_is_for_people() -> None:
+    tell = environments._progress
+    assert tell("  Downloading https://a.b/c/torch-2.13.0-cp311.whl (190.1 MB)\n") == "downloading torch, 190.1 MB"
+    assert tell("  Downloading torch-2.13.0-cp311.whl (1.2 GB)\n") == "downloading torch, 1.2 GB"
+    assert tell("  Downloading idna-3.20.whl (71 kB)\n") is None
+    assert tell("  Downloading x-1.whl (9.5 MB)\n") is None
+    assert tell("Installing collected packages: a, b, c\n") == "unpacking 3 packages"
