@@ -56,8 +56,9 @@ def quick_python(tmp_path: Path) -> str:
     pip = Path(importlib.util.find_spec("pip").origin).parent  # type: ignore[union-attr,arg-type]
     script = tmp_path / "quick-python"
     script.write_text(
-        f"#!/bin/sh\nset -e\n'{sys.executable}' -m venv --without-pip \"$3\"\n"
-        f"ln -s '{pip}' \"$3\"/lib/python*/site-packages/pip\n"
+        "#!/bin/sh\nset -e\n"  # called as: quick-python -m venv FOLDER
+        f"'{sys.executable}' -m venv --without-pip \"$3\"\n"
+        f"cd \"$3\"/lib/python*/site-packages && ln -s '{pip}' pip\n"
     )
     script.chmod(0o755)
     return str(script)

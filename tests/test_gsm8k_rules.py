@@ -123,7 +123,8 @@ def test_published_correct_never_raises(prediction: str, gold: str) -> None:
         ("it is 1,234", "1234"),
         ("it is 10-7", "7"),
         ("it is 3/4", "3/4"),
-        ("it is 12 / 4", "12/4"),
+        ("there are 31 pages in 28 / 4", "4"),
+        (r"\boxed{12 / 4} 1", "12/4"),
         # commas
         ("it is $1,234,567.89.", "1234567.89"),
         ("it is 1,23", "23"),

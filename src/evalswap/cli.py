@@ -140,7 +140,10 @@ def _add_run(commands: Any) -> None:
 def _add_engines(commands: Any) -> None:
     engines = commands.add_parser("engines", help="list the engines, or install one")
     engines.set_defaults(function=_engines)
-    actions = engines.add_subparsers(dest="action", metavar="[install]", parser_class=_Parser)
+    actions = engines.add_subparsers(dest="action", metavar="[install|python]", parser_class=_Parser)
+    which = actions.add_parser("python", help="print the interpreter that would run an engine")
+    which.set_defaults(function=_engine_python)
+    which.add_argument("engine")
     install = actions.add_parser("install", help="make an isolated environment for an engine")
     install.set_defaults(function=_install)
     install.add_argument("engine", help="transformers, vllm, …")
@@ -307,6 +310,15 @@ def _engines(arguments: argparse.Namespace, console: Console) -> int:
     from evalswap.serving.environments import installed_engines
 
     show_engines(console, installed_engines())
+    return EXIT_OK
+
+
+def _engine_python(arguments: argparse.Namespace, console: Console) -> int:
+    from evalswap.engines.registry import canonical_name, managed_engine
+    from evalswap.serving.environments import find_interpreter
+
+    engine = managed_engine(canonical_name(arguments.engine))
+    print(find_interpreter(engine.name, engine.distributions).path)
     return EXIT_OK
 
 

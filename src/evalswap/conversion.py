@@ -33,8 +33,12 @@ API_ROLES: Mapping[str, Literal["user", "assistant", "system"]] = {
     "SYSTEM": "system",
 }
 # HuggingFace chat configs map SYSTEM to the user on purpose: many chat templates refuse a system role.
-CHAT_ROLES = (Role("HUMAN", "user"), Role("SYSTEM", "user"), Role("BOT", "assistant", generate=True))
-BASE_ROLES = (Role("HUMAN", "user"), Role("SYSTEM", "system"), Role("BOT", "assistant", generate=True))
+CHAT_ROLES: tuple[Role, ...] = (Role("HUMAN", "user"), Role("SYSTEM", "user"), Role("BOT", "assistant", generate=True))
+BASE_ROLES: tuple[Role, ...] = (
+    Role("HUMAN", "user"),
+    Role("SYSTEM", "system"),
+    Role("BOT", "assistant", generate=True),
+)
 
 HARMLESS_MODEL_KWARGS = {
     "device_map": "placement is the engine's own",
@@ -153,10 +157,8 @@ def _huggingface_prompt(spec: HuggingFaceSpec, chat: bool, path: str, table: _Ta
         table.add("(base model)", "plain text, tokenised once, by evalswap", "no chat template, ever")
     if spec.tokenizer_path:
         table.add("tokenizer_path", "evalswap's tokenizer")
-    roles = CHAT_ROLES
-    if not chat:
-        roles = BASE_ROLES
-    elif spec.meta_template is not None:
+    roles = CHAT_ROLES if chat else BASE_ROLES
+    if chat and spec.meta_template is not None:
         roles = parse_roles(spec.meta_template, spec.abbr)
         table.add("meta_template", "roles, mapped by evalswap")
     return PromptPlan(

@@ -61,6 +61,7 @@ class Answered:
     row: int
     gold: Any
     turns: list[dict[str, str]]
+    prompt_ids: bytes | None  # packed, see unpack_ids
     response: Response | None
 
 
@@ -179,11 +180,11 @@ class Store:
     def answers(self, run: str, job: str) -> Iterator[Answered]:
         """Yield a job's rows in order, each with its answer if there is one."""
         columns = ",".join(f"r.{name}" for name in RESPONSE_COLUMNS)
-        query = f"""SELECT i.row, i.gold, i.turns, {columns} FROM items i
+        query = f"""SELECT i.row, i.gold, i.turns, i.prompt_ids, {columns} FROM items i
                     LEFT JOIN responses r ON r.key = i.key WHERE i.run = ? AND i.job = ? ORDER BY i.row"""
-        for row, gold, turns, *rest in self._db.execute(query, (run, job)):
+        for row, gold, turns, ids, *rest in self._db.execute(query, (run, job)):
             response = _response(rest) if rest[0] is not None else None
-            yield Answered(row, json.loads(gold), json.loads(turns), response)
+            yield Answered(row, json.loads(gold), json.loads(turns), ids, response)
 
     def jobs(self, run: str) -> list[str]:
         return [job for (job,) in self._db.execute("SELECT DISTINCT job FROM items WHERE run = ?", (run,))]

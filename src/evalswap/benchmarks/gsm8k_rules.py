@@ -59,7 +59,7 @@ _MINUS = r"(?<![\w%)\]}\-−–—])[-−]"
 # (The look-ahead is only for speed.)
 _NUMBER = re.compile(
     rf"(?=[-−\\$€£¥₹.\d])(?P<outer>{_MINUS})?(?:\\?[$€£¥₹] ?)?(?P<inner>{_MINUS})?"
-    rf"(?P<top>{_PLAIN})(?: ?/ ?(?P<bottom>{_PLAIN}))?"
+    rf"(?P<top>{_PLAIN})(?:/(?P<bottom>{_PLAIN}))?"
 )
 _DECIMAL = r"\d+(?:\.\d+)?|\.\d+"
 _VALUE = re.compile(rf"(?P<top>-?(?:{_DECIMAL}))(?:/(?P<bottom>{_DECIMAL}))?")
@@ -85,6 +85,7 @@ def corrected_prediction(text: str) -> str | None:
     """
     text = _clean(text.partition(_NEXT_QUESTION)[0])
     for content in reversed(_boxes(text)):
+        content = content.replace(" / ", "/")  # a fraction here; in running text a division, like 28 / 4
         found = _last_number(_WORDS.sub(" ", content)) or _last_number(content)
         if found is not None:
             return found

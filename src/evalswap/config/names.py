@@ -77,6 +77,5 @@ def dotted_name(type_value: object) -> str:
         return type_value.path
     if isinstance(type_value, str):
         return type_value
-    if isinstance(type_value, type) or callable(type_value):
-        return f"{type_value.__module__}.{type_value.__qualname__}"
-    return repr(type_value)
+    module, name = getattr(type_value, "__module__", None), getattr(type_value, "__qualname__", None)
+    return f"{module}.{name}" if module and name else repr(type_value)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evalswap.config.names import TypeName, dotted_name, short_name
 from evalswap.errors import ConfigError, did_you_mean
+
+
+_Spec = TypeVar("_Spec", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -244,7 +247,7 @@ def parse_dataset(data: object, where: str) -> DatasetSpec:
     """Check one entry of ``datasets``."""
     entry = _mapping(data, where)
     kind = _type_of(entry, where)
-    spec = _validated(DatasetSpec, {**_plain(entry), "type": kind}, where)
+    spec = _validated(DatasetSpec, {**entry, "type": kind}, where)
     for key, known in UNSUPPORTED.items():
         section, part = key.split(".")
         value = getattr(getattr(spec, section), part).type
@@ -305,9 +308,9 @@ def _type_of(entry: Mapping[str, Any], where: str) -> str:
     return short_name(entry["type"])
 
 
-def _validated(cls: type[Any], data: Mapping[str, Any], where: str) -> Any:
+def _validated(cls: type[_Spec], data: Mapping[str, Any], where: str) -> _Spec:
     try:
-        return cls.model_validate(_plain(data) if cls is not DatasetSpec else data)
+        return cls.model_validate(_plain(data))
     except ValidationError as error:
         raise _readable(error, cls, where) from None
 

@@ -122,7 +122,8 @@ def read_completion(answer: Any, engine: str) -> Completion:
 def finish_reason(value: object, engine: str) -> FinishReason:
     """Return a finish reason that ends an answer; raises for one that does not."""
     if value in ("stop", "length", "content_filter"):
-        return value  # type: ignore[return-value]  # narrowed by the line above
+        reason: FinishReason = value
+        return reason
     if value == "repetition":
         return "stop"
     if value in ("abort", "error", None):

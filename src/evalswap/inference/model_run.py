@@ -23,13 +23,13 @@ from evalswap.errors import ConversionError, EvalswapError
 from evalswap.inference.answers import answer_text
 from evalswap.inference.asking import Asker, RateLimit, Timed
 from evalswap.inference.client import HttpClient
+from evalswap.inference.tally import Tally
 from evalswap.plan import EndpointPlan, LaunchPlan, ModelPlan
 from evalswap.prompting.requests import Prepared, RequestMaker
 from evalswap.prompting.sampling import resolve_sampling
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import EngineIdentity, Failure, Request, Response, Sampling
 from evalswap.redaction import Redactor
-from evalswap.inference.tally import Tally
 from evalswap.scoring.scorer import Scorer
 from evalswap.serving.endpoint import identify, takes_ids
 from evalswap.serving.environments import Interpreter, find_interpreter

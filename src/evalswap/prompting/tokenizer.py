@@ -21,7 +21,7 @@ from evalswap.records import Message, Prompt
 class Tokenizer:
     """A model's tokenizer and chat template."""
 
-    def __init__(self, folder: Path, kwargs: Mapping[str, Any] = {}, trust_remote_code: bool = False) -> None:  # noqa: B006  # never written to
+    def __init__(self, folder: Path, kwargs: Mapping[str, Any], trust_remote_code: bool = False) -> None:
         """Load from a folder. Raises ModelFilesError if there is no tokenizer in it."""
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -71,7 +71,7 @@ class Tokenizer:
         if not self._hf.chat_template:
             raise ConfigError(
                 f"{self.folder}: the tokenizer has no chat template",
-                "use type=HuggingFaceBaseModel (--hf-type base) for a base model, or give a tokenizer_path with a template",
+                "use type=HuggingFaceBaseModel (--hf-type base) for a base model, or a tokenizer_path with a template",
             )
         try:
             texts = self._hf.apply_chat_template(

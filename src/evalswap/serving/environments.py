@@ -333,7 +333,7 @@ class _Installation:
         if code != 0:
             errors = [line for line in lines if line.startswith("ERROR:")]
             shown = errors or [line for line in lines if line][-_SHOWN_LINES:]
-            said = "".join(f"\n  {line[:300]}" for line in shown)
+            said = "".join("\n  " + re.sub(r" \(from versions: .*\)", "", line)[:300] for line in shown)
             raise EngineError(f"{self.engine}: {title}: failed{said}", self._hint(said))
 
     def _hint(self, output: str) -> str:

@@ -94,6 +94,7 @@ class ManagedServer:
         self._grace = stop_grace
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
         self._log_offset = 0  # where this start's part of the log begins
         self._started = 0.0
 
@@ -177,18 +178,20 @@ class ManagedServer:
         Raises:
             EngineError: a process could not be ended (it hangs in the kernel, or is another user's).
         """
-        if self._process is None:
+        if self._process is None or self._stopped:
             return
-        leader = self._process.pid
         self._process.terminate()  # the keeper, which ends the others
         await self._wait(lambda: not self.alive, self._grace + 5)
-        # Nothing is left after an orderly stop. Was the keeper itself killed, then its session may be.
-        if self.alive or keeper.family(leader):
+        # A keeper that came to its own end has left nothing. Was it killed itself, then its session may be left.
+        code = self._process.poll()
+        if code is None or code < 0:
+            leader = self._process.pid
             self._process.kill()
             keeper.send(keeper.family(leader), signal.SIGKILL)
             if not await self._wait(lambda: not (self.alive or keeper.family(leader)), 5):
                 left = ", ".join(map(str, keeper.family(leader)))
                 raise EngineError(f"{self.name} could not be stopped", f"processes left: {left}")
+        self._stopped = True
         _handed_out.discard(self._port)
 
     async def __aenter__(self) -> ManagedServer:
@@ -206,6 +209,7 @@ class ManagedServer:
         return self._process
 
     def _spawn(self) -> None:
+        self._stopped = False
         _handed_out.discard(self._port)
         self._port = _free_port(self._host)
         command = list(self._command(self._port))

