@@ -41,7 +41,7 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 
 engines: setup
 	@echo "== installing the engines, each into an environment of its own (nothing to do if they are there)"
-	$(BIN)/evalswap engines install transformers
+	$(BIN)/evalswap engines install transformers -- -c constraints.txt
 	$(BIN)/evalswap engines install vllm
 
 model: $(MODEL)/config.json

@@ -125,8 +125,8 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def greedy(worker: Worker, prompts: list[list[int]]) -> list[list[int]]:
-    """What the model answers, one prompt at a time, sixteen tokens of it."""
-    return [worker.generate(ids, max_new_tokens=16)["token_ids"] for ids in prompts]
+    """What the model answers, one prompt at a time, twelve tokens of it."""
+    return [worker.generate(ids, max_new_tokens=12)["token_ids"] for ids in prompts]
 
 
 def first(tokens: list[int], token: int) -> list[int]:
@@ -148,12 +148,12 @@ def test_info(worker: Worker) -> None:
 
 
 def test_batched_answers_equal_answers_alone(worker: Worker, prompts: list[list[int]], greedy: list[list[int]]) -> None:
-    answers = worker.generate_all(prompts, max_new_tokens=16)
+    answers = worker.generate_all(prompts, max_new_tokens=12)
     assert [answer["token_ids"] for answer in answers] == greedy
     assert [answer["prompt_tokens"] for answer in answers] == [len(ids) for ids in prompts]
     assert [answer["batch_size"] for answer in answers] == [4] * 4
     assert [answer["finish_reason"] for answer in answers] == ["length"] * 4
-    assert [len(answer["token_ids"]) for answer in answers] == [16] * 4
+    assert [len(answer["token_ids"]) for answer in answers] == [12] * 4
 
 
 def test_greedy_answers_are_the_likeliest_tokens(
@@ -198,7 +198,7 @@ def test_only_equal_sampling_shares_a_batch(worker: Worker, prompts: list[list[i
 
 def test_each_row_ends_at_its_own_stop_id(worker: Worker, prompts: list[list[int]], greedy: list[list[int]]) -> None:
     stops = [greedy[0][2], greedy[1][6]]
-    answers = worker.generate_all(prompts, max_new_tokens=16, stop_token_ids=stops)
+    answers = worker.generate_all(prompts, max_new_tokens=12, stop_token_ids=stops)
     for answer, whole in zip(answers, greedy, strict=True):
         expected = min((first(whole, stop) for stop in stops if stop in whole), key=len, default=whole)
         assert answer["token_ids"] == expected
@@ -216,9 +216,9 @@ def test_each_row_ends_with_the_token_that_completes_a_stop_string(
 ) -> None:
     texts = [tokenizer.decode(ids) for ids in greedy]
     stops = [texts[0][3:11], texts[1][7:19], "never said"]
-    answers = worker.generate_all(prompts, max_new_tokens=16, stop=stops, stop_token_ids=stop_token_ids)
+    answers = worker.generate_all(prompts, max_new_tokens=12, stop=stops, stop_token_ids=stop_token_ids)
     for answer, whole in zip(answers, greedy, strict=True):
-        prefixes = [whole[:length] for length in range(1, 17)]
+        prefixes = [whole[:length] for length in range(1, 13)]
         complete = [ids for ids in prefixes if any(stop in tokenizer.decode(ids) for stop in stops)]
         expected = complete[0] if complete else whole
         assert answer["token_ids"] == expected

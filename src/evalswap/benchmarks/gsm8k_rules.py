@@ -58,7 +58,7 @@ _PLAIN = r"(?:(?<!\d,)(?!0)\d{1,3}(?:,\d{3})+(?!\d)(?!,\d)|\d+)(?:\.\d+)?|(?<![\
 _MINUS = r"(?<![\w%)\]}\-−–—])[-−]"
 # (The look-ahead is only for speed.)
 _NUMBER = re.compile(
-    rf"(?=[-−\\$€£¥₹.\d])(?P<outer>{_MINUS})?(?:\\?[$€£¥₹] ?)?(?P<inner>{_MINUS})?"
+    rf"(?=[-−.\d]|\\?[$€£¥₹][-−. \d])(?P<outer>{_MINUS})?(?:\\?[$€£¥₹] ?)?(?P<inner>{_MINUS})?"
     rf"(?P<top>{_PLAIN})(?:/(?P<bottom>{_PLAIN}))?"
 )
 _DECIMAL = r"\d+(?:\.\d+)?|\.\d+"

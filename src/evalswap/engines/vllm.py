@@ -5,6 +5,7 @@ https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,14 @@ from evalswap.engines.base import (
     offline_environment,
 )
 from evalswap.records import Completion, FinishReason, Request
+
+# On a CPU: no compilation, and one process less than by default ("uni"), which starts a quarter sooner.
+CPU_FLAGS = {
+    "enforce_eager": True,
+    "block_size": 32,
+    "gpu_memory_utilization": 0.3,
+    "distributed_executor_backend": "uni",
+}
 
 
 class Vllm(ManagedEngine):
@@ -58,7 +67,7 @@ class Vllm(ManagedEngine):
             "port": port,
         }
         if launch.device == "cpu":
-            own |= {"enforce_eager": True, "block_size": 32, "gpu_memory_utilization": 0.3}
+            own |= CPU_FLAGS
         elif launch.num_gpus > 1:
             own["tensor_parallel_size"] = launch.num_gpus
         given = {key.lstrip("-").replace("-", "_"): value for key, value in launch.engine_args.items()}
@@ -72,7 +81,9 @@ class Vllm(ManagedEngine):
             "DO_NOT_TRACK": "1",
         }
         if launch.device == "cpu":
-            env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            # The cache's size in GiB is the user's to say; binding would reserve one of few cores.
+            space = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")
+            env |= {"VLLM_CPU_KVCACHE_SPACE": space, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         return env
 
     def call(self, request: Request) -> HttpCall:

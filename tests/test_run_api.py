@@ -1,0 +1,317 @@
+"""Whole runs of the command against an OpenAI-compatible server: answers, faults, resuming, secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from fake_openai import FakeServer, completion, error, gold_answers, hang_up, serving
+
+QUESTIONS = 64
+CONFIG = """
+from mmengine.config import read_base
+from opencompass.models import OpenAISDK
+
+with read_base():
+    from .datasets.demo.demo_gen import demo_datasets as datasets
+
+models = [dict(
+    type=OpenAISDK, abbr='demo-api', path='demo ', openai_api_base='{url}', key='{key}', retry={retry},
+    query_per_second=None, batch_size={window}, max_out_len=64, max_seq_len=4096, temperature=0.01,
+    rpm_verbose=True,
+    meta_template=dict(round=[dict(role='HUMAN', api_role='HUMAN'), dict(role='BOT', api_role='BOT', generate=True)],
+                       reserved_roles=[dict(role='SYSTEM', api_role='SYSTEM')]),
+)]
+"""
+
+
+class Command:
+    """Runs evalswap as a user would, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.work = folder / "work"
+
+    def config(self, server: FakeServer, *, key: str = "EMPTY", retry: int = 3, window: int = 16) -> Path:
+        path = self.folder / "eval.py"
+        path.write_text(CONFIG.format(url=server.url, key=key, retry=retry, window=window))
+        return path
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "evalswap", *map(str, arguments)],
+            cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "COLUMNS": "200"},
+        )  # fmt: skip
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str]:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=120)
+        assert "Traceback" not in output, output
+        return process.returncode, output
+
+    def run(self, config: Path, *arguments: str | Path) -> tuple[int, str]:
+        return self("run", config, "-w", self.work, *arguments)
+
+    def folders(self) -> list[Path]:
+        return sorted(self.work.glob("2*"))
+
+    def result(self) -> dict[str, object]:
+        return json.loads((self.folders()[-1] / "results/demo-api/demo.json").read_text())
+
+    def manifest(self) -> dict[str, object]:
+        return json.loads((self.folders()[-1] / "run.json").read_text())
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+def test_everything_is_asked_once_scored_and_filed(command: Command) -> None:
+    with serving(FakeServer(latency=0.02)) as server:
+        code, output = command.run(command.config(server, window=8))
+    assert code == 0
+    assert "100.00" in output
+    assert set(server.asked.values()) == {1}
+    assert len(server.asked) == QUESTIONS
+    assert 2 <= server.most_in_flight <= 8
+    body = server.bodies[0]
+    assert body["model"] == "demo"  # the trailing space of the config is gone
+    assert (body["temperature"], body["max_tokens"]) == (0.01, 128)  # the dataset's length wins
+    assert [message["role"] for message in body["messages"]] == ["user"]
+    folder = command.folders()[0]
+    predictions = json.loads((folder / "predictions/demo-api/demo.json").read_text())
+    assert list(predictions) == [str(i) for i in range(QUESTIONS)]
+    assert set(predictions["0"]) == {"origin_prompt", "prediction", "gold"}
+    assert command.result()["accuracy"] == 100.0
+    assert {p.suffix for p in (folder / "summary").iterdir()} == {".txt", ".csv", ".md"}
+    assert list((folder / "configs").glob("*.py"))
+    assert command.manifest()["status"] == "complete"
+    header = next((folder / "summary").glob("*.csv")).read_text().splitlines()[0]
+    assert header == "dataset,version,metric,mode,demo-api"
+
+
+def test_a_second_run_asks_nothing(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        assert command.run(config)[0] == 0
+        code, output = command.run(config)
+        assert code == 0
+        assert f"{QUESTIONS} from the store" in output or "100.00" in output
+        assert sum(server.asked.values()) == QUESTIONS
+    assert len(command.folders()) == 2
+
+
+def test_the_store_does_not_mix_up_other_sampling(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        command.run(config, "--limit", "3")
+        config.write_text(config.read_text().replace("temperature=0.01", "temperature=0.5"))
+        command.run(config, "--limit", "3")
+    assert sum(server.asked.values()) == 6
+
+
+def once(status: int, headers: dict[str, str] | None = None) -> Callable[..., web.StreamResponse | None]:
+    return lambda request, question, attempt: error(status, headers=headers) if attempt == 1 else None
+
+
+def _invalid_json_first(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+    return web.Response(text='{"choices": [{"mess', content_type="application/json") if attempt == 1 else None
+
+
+def _no_choice_first(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+    return web.json_response({"choices": []}) if attempt == 1 else None
+
+
+def _hang_up_first(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+    return hang_up(request) if attempt == 1 else None
+
+
+def _broken_off_first(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+    return completion("half", finish_reason="error") if attempt == 1 else None
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [once(500), once(429, {"Retry-After": "0.05"}), _hang_up_first, _invalid_json_first, _no_choice_first,
+     _broken_off_first],
+)  # fmt: skip
+def test_passing_faults_cost_nothing(command: Command, fault: Callable[..., web.StreamResponse | None]) -> None:
+    with serving(FakeServer(fault=fault)) as server:
+        code, output = command.run(command.config(server), "--limit", "6")
+    assert code == 0, output
+    assert set(server.asked.values()) == {2}
+    assert command.result()["accuracy"] == 100.0
+
+
+@pytest.mark.parametrize(("status", "tries"), [(500, 2), (400, 1)])
+def test_one_dead_question_makes_the_score_partial(command: Command, status: int, tries: int) -> None:
+    row, bad = 7, list(gold_answers())[7]
+
+    def fault(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+        return error(status, "no such luck") if question == bad else None
+
+    with serving(FakeServer(fault=fault)) as server:
+        config = command.config(server, retry=1)
+        code, output = command.run(config)
+        assert code == 1
+        assert server.asked[bad] == tries
+        assert sum(server.asked.values()) == QUESTIONS - 1 + tries
+        assert f"partial: {QUESTIONS - 1} of {QUESTIONS}" in output
+        assert "no such luck" in output
+        result = command.result()
+        assert result["partial"] is True
+        assert result["unanswered_rows"] == [row]
+        assert command.manifest()["status"] == "partial"
+        # mended, the next run asks that question alone
+        server.fault = None
+        server.asked.clear()
+        code, output = command.run(config)
+        assert code == 0
+        assert dict(server.asked) == {bad: 1}
+    assert "partial" not in command.result()
+
+
+def test_a_status_that_the_config_maps_to_a_text_is_an_answer(command: Command) -> None:
+    with serving(FakeServer(fault=lambda r, q, a: error(451))) as server:
+        config = command.config(server)
+        config.write_text(config.read_text().replace("retry=3", "retry=3, status_code_mappings={451: 'refused'}"))
+        code, _ = command.run(config, "--limit", "2")
+    assert code == 0
+    assert command.result()["accuracy"] == 0.0
+
+
+def test_killed_at_any_moment_nothing_is_asked_twice(command: Command) -> None:
+    with serving(FakeServer(latency=0.05)) as server:
+        config = command.config(server, window=4)
+        asked_before: set[str] = set()
+        for _ in range(4):
+            process = command.start("run", config, "-w", command.work)
+            deadline = time.monotonic() + 60
+            while len(server.asked) < min(QUESTIONS, len(asked_before) + 12) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            stored = sqlite3.connect(command.work / "responses.sqlite").execute("SELECT count(*) FROM responses")
+            finished = stored.fetchone()[0]
+            assert finished >= len(server.asked) - 2 * 4  # all but what was in flight
+            asked_before = set(server.asked)
+        code, _ = command.run(config)
+        assert code == 0
+    # asked again is only what was in flight at one of the four kills
+    assert sum(server.asked.values()) <= QUESTIONS + 4 * 4
+    assert command.result()["accuracy"] == 100.0
+
+
+def test_interrupted_says_how_to_go_on(command: Command) -> None:
+    with serving(FakeServer(latency=0.2)) as server:
+        process = command.start("run", command.config(server, window=2), "-w", command.work)
+        while not server.asked:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command goes on" in output
+    assert "Traceback" not in output
+
+
+def test_a_key_reaches_the_server_and_nothing_else(command: Command) -> None:
+    secret = "very-secret-value-0123456789"
+
+    def fault(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+        return error(400, f"your key {secret} is bad: {request.headers['Authorization']}")
+
+    with serving(FakeServer(fault=fault)) as server:
+        code, output = command.run(command.config(server, key=secret), "--limit", "3", "--debug")
+    assert code == 1
+    assert server.headers[0]["Authorization"] == f"Bearer {secret}"
+    assert secret not in output
+    for file in command.work.rglob("*"):
+        if file.is_file():
+            assert secret.encode() not in file.read_bytes(), file
+
+
+def test_no_server_is_one_clear_error(command: Command) -> None:
+    server = FakeServer()
+    server.url = "http://127.0.0.1:9/v1"
+    code, output = command.run(command.config(server), "--limit", "2")
+    assert code == 1
+    assert "no server answers at http://127.0.0.1:9/v1" in output
+
+
+def test_swapping_to_an_api_without_model_files(command: Command) -> None:
+    """-a openai on a chat-only server: messages, no tokenizer, and it is said who applied the template."""
+    with serving(FakeServer()) as server:
+        code, output = command(
+            "run", "--hf-path", "some/model", "--datasets", "demo", "-a", "openai", "--api-base", server.url,
+            "--api-model", "demo", "--limit", "4", "-w", command.work,
+        )  # fmt: skip
+    assert code == 0, output
+    assert "template applied by the server" in output
+    assert sum(server.asked.values()) == 4
+    assert server.bodies[0]["temperature"] == 0.0
+
+
+def test_a_base_model_is_never_sent_to_a_chat_template(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        code, output = command(
+            "run", "--hf-path", "some/model", "--hf-type", "base", "--datasets", "demo", "-a", "openai",
+            "--api-base", server.url, "--api-model", "demo", "--limit", "2", "-w", command.work,
+        )  # fmt: skip
+    assert code != 0
+    assert "takes no token ids" in output
+    assert not server.asked
+
+
+def test_eval_and_viz_work_on_what_is_stored(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        assert command.run(config, "-m", "infer", "--limit", "5")[0] == 0
+        assert not (command.folders()[-1] / "results").exists()
+        code, output = command.run(config, "-m", "eval", "-r")
+        assert (code, "100.00" in output) == (0, True), output
+        code, output = command.run(config, "-m", "viz", "-r", command.folders()[-1].name)
+        assert (code, "100.00" in output) == (0, True), output
+        assert command.run(config, "-m", "eval")[0] == 2
+        assert sum(server.asked.values()) == 5
+    assert len(command.folders()) == 1
+
+
+def test_work_folders_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "a-file"
+    file.write_text("")
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        code, output = command("run", config, "-w", file)
+        assert code == 1
+        assert "-w" in output
+        code, output = command("run", config, "-w", "/proc/evalswap")
+        assert code == 1
+        assert "-w" in output
+    assert not server.asked
+
+
+def test_the_first_request_is_early_and_needs_no_tokenizer(command: Command) -> None:
+    script = (
+        "import sys; from evalswap.cli import main; code = main(sys.argv[1:]);"
+        "print('heavy:', sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules))); sys.exit(code)"
+    )
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        arguments = ["run", str(config), "-w", str(command.work), "--limit", "3"]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], cwd=command.folder, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"heavy: \[\]", done.stdout)
