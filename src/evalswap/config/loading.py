@@ -9,22 +9,45 @@ the caller has there changes what a config means.
 from __future__ import annotations
 
 import builtins
-import importlib.util
+import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from evalswap.config.names import CONFIG_PACKAGE, StandInModule, is_stand_in
+from evalswap.config.names import CONFIG_PACKAGE, stand_in
 from evalswap.errors import ConfigError, did_you_mean
 
 LIBRARY = Path(__file__).resolve().parent.parent / "library"
 LIBRARY_FOLDERS = ("datasets", "models", "summarizers")
 
 
+class AttributeDict(dict[str, Any]):
+    """A dict of another config, usable as configs do: ``model['path']``, ``model.path``, ``model.deepcopy()``."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"no key '{name}'")
+        return self[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def deepcopy(self) -> AttributeDict:
+        return AttributeDict({key: _own(value) for key, value in self.items()})
+
+
 class ConfigModule(ModuleType):
     """An executed config file; it lives only in the loader that made it."""
+
+
+class ConfigImportError(ImportError):
+    """An import of a config file that cannot be had; a config may catch it like any ImportError."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class ConfigLoader:
@@ -44,35 +67,34 @@ class ConfigLoader:
         path = Path(path)
         if not path.is_file():
             raise ConfigError(f"config file not found: {path}", self._similar_file(path))
-        module = self._execute(path.resolve())
+        module = self.execute(path.resolve())
         return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
     # -- executing -------------------------------------------------------------------------------------
 
-    def _execute(self, path: Path) -> ConfigModule:
+    def execute(self, path: Path) -> ConfigModule:
+        """Return a config file's module, executed now or earlier."""
         if path in self._modules:
             return self._modules[path]
         if path in self._running:
             chain = " -> ".join(p.name for p in [*self._running[self._running.index(path) :], path])
-            raise ConfigError(f"{path}: config files import each other in a circle: {chain}")
+            raise ConfigImportError(f"config files import each other in a circle: {chain}")
         module = ConfigModule(path.stem)
         module.__file__ = str(path)
-        importer = _Importer(self, path)
-        vars(module)["__builtins__"] = {**vars(builtins), "__import__": importer}
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _Importer(self, path)}
+        try:
+            code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+        except SyntaxError as error:
+            raise ConfigError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+        except (OSError, ValueError) as error:  # unreadable, or null bytes in it
+            raise ConfigError(f"{path}: not readable as Python: {error}") from error
         self._running.append(path)
         try:
-            code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
             exec(code, vars(module))
-        except ConfigError:
+        except (ConfigError, KeyboardInterrupt):
             raise
-        except SyntaxError as error:
-            raise ConfigError(f"{error.filename}:{error.lineno}: not valid Python: {error.msg}") from error
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise ConfigError(f"{_where(error, path)}: {type(error).__name__}: {error}") from error
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            raise ConfigError(f"{_where(error, path)}: {type(error).__name__}: {error}") from error
+            raise _explained(error, path) from error
         finally:
             self._running.pop()
         self._modules[path] = module
@@ -85,36 +107,38 @@ class ConfigLoader:
         base = importing.parent
         for _ in range(level - 1):
             base = base.parent
-        parts = name.split(".") if name else []
-        wanted = base.joinpath(*parts)
-        found = _file_or_folder(wanted)
-        if found is not None:
-            return found
-        return self._in_roots(importing, parts, wanted)
+        wanted = base.joinpath(*filter(None, name.split(".")))
+        return _file_or_folder(wanted) or self._in_library(wanted, [importing.parent])
 
-    def absolute(self, importing: Path, name: str) -> Path:
-        """Return the file of a dotted name under ``opencompass.configs``."""
-        parts = name.split(".")[len(CONFIG_PACKAGE.split(".")) :]
-        return self._in_roots(importing, parts, Path(*name.split(".")))
+    def absolute(self, name: str) -> Path:
+        """Return the file or folder of a dotted name under ``opencompass.configs``."""
+        wanted = Path(*name.split(".")[len(CONFIG_PACKAGE.split(".")) :])
+        for root in [*self.roots, *_installed_configs()]:
+            found = _file_or_folder(root / wanted)
+            if found is not None:
+                return found
+        return self._in_library(wanted, [])
 
-    def _in_roots(self, importing: Path, parts: list[str], wanted: Path) -> Path:
-        """Look for ``datasets/...``, ``models/...`` or ``summarizers/...`` in the user's and our folders."""
-        head = next((i for i, part in enumerate(parts) if part in LIBRARY_FOLDERS), None)
-        hint = "a relative import is looked up beside the file, then in the user's and the bundled library"
-        if head is not None:
-            tail = parts[head:]
-            for root in [importing.parent, *self.roots, *_installed_configs()]:
-                found = _file_or_folder(root.joinpath(*tail))
+    def _in_library(self, wanted: Path, nearest: Iterable[Path]) -> Path:
+        """Look for the ``datasets/...``, ``models/...`` or ``summarizers/...`` that a path ends in."""
+        starts = [i for i, part in enumerate(wanted.parts) if part in LIBRARY_FOLDERS]
+        roots = [*nearest, *self.roots, *_installed_configs()]
+        for start in reversed(starts):
+            for root in roots:
+                found = _file_or_folder(root.joinpath(*wanted.parts[start:]))
                 if found is not None:
                     return found
-            hint = did_you_mean(tail[-1], self.library_names(tail[0])) or hint
-        raise ConfigError(f"{importing}: imports a config file that does not exist: {wanted}.py", hint)
+        hint = did_you_mean(wanted.name, self.library_names(wanted.parts[starts[-1]])) if starts else None
+        raise ConfigImportError(
+            f"imports a config file that does not exist: {wanted}.py",
+            hint or "it is looked up beside the file, then in the user's and the bundled library",
+        )
 
     def library_names(self, folder: str) -> dict[str, Path]:
         """Return name -> file of each config under ``folder`` ("datasets", …); the user's own win."""
         names: dict[str, Path] = {}
         for root in reversed(self.roots):
-            for file in sorted((root / folder).rglob("*.py")):
+            for file in sorted((root / folder).rglob("[!_]*.py")):
                 names[file.stem] = file
         return names
 
@@ -142,51 +166,67 @@ class _Importer:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
+        names = fromlist or ()
         if level > 0:
-            return self._config(self.loader.relative(self.file, level, name), fromlist)
+            return self._config(self.loader.relative(self.file, level, name), names)
         if name == CONFIG_PACKAGE or name.startswith(CONFIG_PACKAGE + "."):
-            return self._config(self.loader.absolute(self.file, name), fromlist)
-        if is_stand_in(name):
-            return StandInModule(name if fromlist else name.partition(".")[0])
-        return builtins.__import__(name, globals, locals, fromlist or (), level)
+            if not names:
+                raise ConfigImportError(f"'import {name}' is not understood", f"write 'from {name} import …'")
+            return self._config(self.loader.absolute(name), names)
+        return stand_in(name, names) or builtins.__import__(name, globals, locals, names, level)
 
-    def _config(self, path: Path, fromlist: Sequence[str] | None) -> ModuleType:
-        if path.is_dir():  # from .folder import file
-            package = ConfigModule(path.name)
-            for name in fromlist or ():
-                found = _file_or_folder(path / name)
-                if found is None or found.is_dir():
-                    raise ConfigError(f"{self.file}: no config file {name}.py in {path}")
-                setattr(package, name, self.loader._execute(found))
-            return package
-        module = self.loader._execute(path)
-        for name in fromlist or ():
-            if name != "*" and not hasattr(module, name):
+    def _config(self, path: Path, names: Sequence[str]) -> ModuleType:
+        file = path / "__init__.py" if path.is_dir() else path
+        module = _handed_over(self.loader.execute(file) if file.is_file() else ConfigModule(path.name))
+        for name in names:
+            if name == "*" or hasattr(module, name):
+                continue
+            found = _file_or_folder(path / name) if path.is_dir() else None  # from .folder import file
+            if found is None or found.is_dir():
                 public = [n for n in vars(module) if not n.startswith("_")]
-                raise ConfigError(f"{self.file}: {path} defines no '{name}'", did_you_mean(name, public))
+                raise ConfigImportError(f"{path} defines no '{name}'", did_you_mean(name, public))
+            setattr(module, name, _handed_over(self.loader.execute(found)))
         return module
 
 
+def _handed_over(module: ConfigModule) -> ConfigModule:
+    """Return a module whose dicts and lists are the importing file's own, to change as it likes."""
+    own = ConfigModule("config")
+    vars(own).update({name: _own(value) for name, value in vars(module).items() if not name.startswith("__")})
+    return own
+
+
+def _own(value: Any) -> Any:
+    if type(value) in (dict, AttributeDict):
+        return AttributeDict({key: _own(item) for key, item in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(map(_own, value))
+    return value
+
+
 def _file_or_folder(path: Path) -> Path | None:
-    file = path.with_name(path.name + ".py")
-    if file.is_file():
+    file = path.parent / f"{path.name}.py"
+    if path.name and file.is_file():
         return file.resolve()
     return path.resolve() if path.is_dir() else None
 
 
-def _installed_configs() -> list[Path]:
-    """Return the config folder of an installed ``opencompass`` package, found without importing it."""
-    try:
-        spec = importlib.util.find_spec("opencompass")
-    except (ImportError, ValueError):
-        return []
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return [Path(folder) / "configs" for folder in folders]
+def _installed_configs() -> Iterator[Path]:
+    """Yield the config folder of an installed ``opencompass`` package, found without importing it."""
+    for finder in sys.meta_path:  # not importlib.util.find_spec: that believes the caller's sys.modules
+        spec = finder.find_spec("opencompass", None)
+        if spec is not None:
+            yield from (Path(folder) / "configs" for folder in spec.submodule_search_locations or ())
+            return
 
 
-def _where(error: BaseException, path: Path) -> str:
-    """Return file:line of the innermost config line that raised."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename == str(path):
-            return f"{path}:{frame.lineno}"
-    return str(path)
+def _explained(error: BaseException, path: Path) -> ConfigError:
+    """Return what went wrong in a config, with the line of it that was being executed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f"{path}:{frames[-1].lineno}" if frames else str(path)
+    if isinstance(error, ConfigImportError):
+        return ConfigError(f"{where}: {error}", error.hint)
+    hint = None
+    if isinstance(error, ModuleNotFoundError):
+        hint = f"the config needs it: install it beside evalswap ({sys.executable})"
+    return ConfigError(f"{where}: {type(error).__name__}: {error}", hint)

@@ -149,9 +149,7 @@ class OpenAISDK(OpenAI):
     timeout: float = Field(default=3600, gt=0)
 
 
-AnyModelSpec = (
-    HuggingFacewithChatTemplate | HuggingFaceBaseModel | VLLM | VLLMwithChatTemplate | OpenAI | OpenAISDK
-)
+AnyModelSpec = HuggingFacewithChatTemplate | HuggingFaceBaseModel | VLLM | VLLMwithChatTemplate | OpenAI | OpenAISDK
 MODEL_SPECS: dict[str, type[ModelSpec]] = {cls.__name__: cls for cls in get_args(AnyModelSpec)}
 
 

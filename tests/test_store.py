@@ -1,0 +1,108 @@
+"""The store: durable answers, keys that say what decides an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalswap.errors import StoreError
+from evalswap.records import Failure, Prompt, Response, Sampling
+from evalswap.store import ContentKeys, Item, Store, unpack_ids
+
+SAMPLING = Sampling(max_new_tokens=8, stop=("x",), stop_token_ids=(2,))
+
+
+def response(key: str, ids: tuple[int, ...] | None = (1, 2)) -> Response:
+    return Response(key, "text", ids, "stop", 3, 2, None, 1.0, 0.5, 1, "engine 1")
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=40).map(tuple))
+def test_ids_survive_the_store(ids: tuple[int, ...]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        store.add_response("source", response("k", ids))
+        assert store.responses(["k"])["k"] == response("k", ids)
+        store.add_items("run", "job", [Item(0, "k", "1", [], Prompt((), "t", ids))])
+        (answered,) = store.answers("run", "job")
+        assert unpack_ids(answered.prompt_ids or b"") == ids
+        store.close()
+
+
+def test_each_part_of_a_request_changes_its_key() -> None:
+    source = {"model": "m", "engine": "vllm", "engine_version": "1", "dtype": "float32"}
+    keys, prompt = ContentKeys(source), Prompt((), "text", (1, 2, 3))
+    base = keys.key(prompt, SAMPLING)
+    assert base == ContentKeys(dict(reversed(source.items()))).key(prompt, SAMPLING)
+    assert base == keys.key(dataclasses.replace(prompt, text="the text is not what is sent"), SAMPLING)
+    others = {
+        keys.key(dataclasses.replace(prompt, token_ids=(1, 2)), SAMPLING),
+        keys.key(Prompt(({"role": "user", "content": "1"},), None, None), SAMPLING),
+        keys.key(prompt, SAMPLING, repeat=1),
+        *(ContentKeys(source | {name: "other"}).key(prompt, SAMPLING) for name in source),
+    }
+    changes = {"max_new_tokens": 9, "min_new_tokens": 1, "seed": 7, "stop": ("y",), "stop_token_ids": (3,)}
+    for field in dataclasses.fields(Sampling):
+        value = changes.get(field.name, 0.5 if field.name != "top_k" else 3)
+        others.add(keys.key(prompt, dataclasses.replace(SAMPLING, **{field.name: value})))
+    assert base not in others
+    assert len(others) == 3 + len(source) + len(dataclasses.fields(Sampling))
+
+
+def test_answers_come_in_row_order_and_missing_ones_are_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    items = [Item(row, f"k{row}", str(row), [], Prompt((), None, None)) for row in (2, 0, 1)]
+    store.add_items("run", "job", items)
+    store.add_response("source", response("k1", None))
+    store.add_failure("run", Failure("k0", "job", 0, "no luck", 3))
+    answers = list(store.answers("run", "job"))
+    assert [(a.row, a.response is not None) for a in answers] == [(0, False), (1, True), (2, False)]
+    assert store.failures("run", "job") == [Failure("k0", "job", 0, "no luck", 3)]
+    store.begin_run("run")
+    assert list(store.answers("run", "job")) == []
+    assert store.responses(["k1"])  # forgetting a run's rows forgets no answer
+    assert store.knows("source")
+    assert not store.knows("elsewhere")
+    store.close()
+
+
+def test_an_answer_survives_kill_9(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from evalswap.records import Response
+from evalswap.store import Store
+store = Store(Path(sys.argv[1]))
+for i in range(50):
+    store.add_response("s", Response(f"k{i}", "t", (i,), "stop", 1, 1, None, 0.0, 0.0, 1, "e"))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)])
+    assert done.returncode == -signal.SIGKILL
+    store = Store(tmp_path)
+    assert len(store.responses([f"k{i}" for i in range(50)])) == 50
+    store.close()
+
+
+def test_a_damaged_store_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "responses.sqlite").write_bytes(b"this is no database, " * 100)
+    with pytest.raises(StoreError, match=r"responses\.sqlite cannot be opened"):
+        Store(tmp_path)
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store._db.execute("PRAGMA max_page_count = 20")  # as good as a full disk: SQLITE_FULL
+    with pytest.raises(StoreError, match="cannot be written"):
+        for i in range(1000):
+            store.add_response("s", response(f"k{i}", tuple(range(1000))))
+    assert store.responses(["k0"])
+    store.close()
