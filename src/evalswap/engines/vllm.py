@@ -53,9 +53,7 @@ class Vllm(ManagedEngine):
     }
 
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
-        # The module, not the `vllm` command: the CPU build's command does not find its own version.
         own: dict[str, Any] = {
-            "model": launch.model,
             "served_model_name": SERVED_NAME,
             "dtype": launch.dtype,
             "max_model_len": launch.context_len,
@@ -63,16 +61,19 @@ class Vllm(ManagedEngine):
             "trust_remote_code": launch.trust_remote_code,
             "seed": 0,
             "enable_prompt_tokens_details": True,
+            "disable_uvicorn_access_log": True,
             "host": LOOPBACK,
             "port": port,
         }
         if launch.device == "cpu":
-            own |= CPU_FLAGS
-        elif launch.num_gpus > 1:
+            # The CPU build's `vllm` command does not find its own version, so its server's module is run.
+            own |= {"model": launch.model} | CPU_FLAGS
+            start = ["vllm.entrypoints.openai.api_server"]
+        else:
             own["tensor_parallel_size"] = launch.num_gpus
+            start = ["vllm.entrypoints.cli.main", "serve", str(launch.model)]
         given = {key.lstrip("-").replace("-", "_"): value for key, value in launch.engine_args.items()}
-        module = "vllm.entrypoints.openai.api_server"
-        return [str(python), "-m", module, *flags(own | given), "--disable-uvicorn-access-log"]
+        return [str(python), "-m", *start, *flags(own | given)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         env = offline_environment() | {
