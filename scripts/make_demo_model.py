@@ -46,10 +46,10 @@ def convert(gguf: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     if (tokenizer.bos_token, tokenizer.eos_token) != (BOS, EOS) or not tokenizer.chat_template:
-        sys.exit(  # transformers 4 exports this file's tokenizer with wrong special tokens
+        sys.exit(  # some versions of transformers export this file with wrong special tokens
             f"make_demo_model: the tokenizer came out wrong (bos {tokenizer.bos_token!r}, eos "
             f"{tokenizer.eos_token!r}, chat template {'present' if tokenizer.chat_template else 'missing'}): "
-            "use transformers 5.1 or newer"
+            "it is known to be right with transformers 5.19"
         )
     # Without dequantize=True transformers 5 keeps the weights packed, and could not save them as they are.
     model = AutoModelForCausalLM.from_pretrained(

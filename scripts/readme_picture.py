@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, the reference first")
     parser.add_argument("--out", type=Path, default=Path("docs/images/summary.svg"))
-    parser.add_argument("--width", type=int, default=116, help="columns of the terminal")
+    parser.add_argument("--width", type=int, default=130, help="columns of the terminal")
     arguments = parser.parse_args()
     console = Console(record=True, width=arguments.width, file=io.StringIO(), force_terminal=True, legacy_windows=False)
     for run in arguments.runs:

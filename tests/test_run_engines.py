@@ -16,6 +16,7 @@ import pytest
 
 from evalswap.engines.base import Launch
 from evalswap.engines.vllm import Vllm
+from evalswap.serving import keeper
 from evalswap.serving.server import ManagedServer
 from evalswap.store import Answered, Store
 
@@ -174,7 +175,8 @@ def test_an_engine_that_dies_mid_run(bench: Bench, transformers_python: str, tmp
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not stored(mine.work):
         time.sleep(0.05)
-    subprocess.run(["pkill", "-9", "-f", f"transformers_worker .*{mine.model}"], check=False)
+    for pid in engine_pids(process):
+        os.kill(pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "transformers died while running" in output
@@ -208,12 +210,23 @@ def test_ctrl_c_leaves_no_engine_behind(bench: Bench, transformers_python: str, 
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not stored(mine.work):
         time.sleep(0.05)
+    engine = engine_pids(process)
+    assert engine
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert "the same command goes on from there" in output
-    left = subprocess.run(["pgrep", "-f", f"transformers_worker .*{mine.model}"], capture_output=True, text=True)
-    assert left.stdout == ""
+    assert not [pid for pid in engine if Path(f"/proc/{pid}").exists()]
+
+
+def engine_pids(process: subprocess.Popen[str]) -> list[int]:
+    """Return the processes that a running evalswap has started, its keeper left out."""
+    pids = []
+    for pid in keeper.family(process.pid):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if pid != process.pid and keeper.__file__.encode() not in command:
+            pids.append(pid)
+    return pids
 
 
 def stored(work: Path) -> int:

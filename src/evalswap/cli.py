@@ -30,11 +30,19 @@ HF_OPTIONS = (
 class _Parser(argparse.ArgumentParser):
     """argparse that suggests the option that was meant."""
 
+    def known_options(self) -> list[str]:
+        """Return this parser's options and those of the commands below it."""
+        known = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known += [option for parser in action.choices.values() for option in parser.known_options()]
+        return known
+
     def error(self, message: str) -> NoReturn:
         hint = None
         if message.startswith("unrecognized arguments:"):
             word = message.split(":", 1)[1].split()[0].partition("=")[0]
-            hint = did_you_mean(word, self._option_string_actions)
+            hint = did_you_mean(word, self.known_options())
         self.print_usage(sys.stderr)
         print(f"error: {message}" + (f"\n  → {hint}" if hint else ""), file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
@@ -219,6 +227,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         limit=arguments.limit,
         engine_python=arguments.engine_python,
         began=arguments.began,
+        secrets=(arguments.api_key,) if arguments.api_key else (),
     )
     return Evaluation(experiment, plans, options, console).run()
 

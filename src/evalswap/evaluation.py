@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from evalswap.config.specs import DatasetSpec
 from evalswap.errors import EXIT_FAILED, EXIT_OK, ConfigError, DataError, EvalswapError, StoreError
 from evalswap.inference.model_run import Job, ModelRun, Outcome
 from evalswap.plan import ModelPlan
-from evalswap.redaction import Redactor
+from evalswap.redaction import Redactor, secrets_in
 from evalswap.reporting import summary
 from evalswap.reporting.folder import RunFolder, file_name
 from evalswap.reporting.progress import clock, shown
@@ -44,6 +44,7 @@ class RunOptions:
     limit: int | None = None
     engine_python: str | None = None
     began: float = 0.0  # time.time() when the command started
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be written or shown
 
 
 class Evaluation:
@@ -56,11 +57,11 @@ class Evaluation:
         self.plans = plans
         self.options = options
         self.console = console
-        keys = [key for plan in plans if plan.endpoint for key in plan.endpoint.keys]
-        self.redact = Redactor(keys)
+        self.redact = Redactor([*options.secrets, *secrets_of(experiment, plans)])
         self.outcomes: dict[str, Outcome] = {}
         self.scores: dict[str, dict[str, Score]] = {plan.summary_abbr: {} for plan in plans}
         self.rows: dict[str, Rows] = {}
+        self.summarizer = summary.parse_summarizer(experiment.summarizer, [d.abbr for d in experiment.datasets])
         self.score_seconds: dict[str, float] = {}
 
     def run(self) -> int:
@@ -160,12 +161,14 @@ class Evaluation:
             self._say(f"predictions are in {folder.predictions}")
         else:
             models = [plan.summary_abbr for plan in self.plans]
-            rows = summary.table(self.experiment.datasets, models, self.scores)
+            rows = summary.table(self.experiment.datasets, models, self.scores, self.summarizer)
             files = summary.write(folder, rows)
             summary.show(self.console, rows)
             self._say(f"summary: {files[0]}")
         self._say(f"all files: {folder.path}")
-        return EXIT_OK if self._complete() else EXIT_FAILED
+        if self._complete():
+            return EXIT_OK
+        return max([EXIT_FAILED, *(o.error.exit_code for o in self.outcomes.values() if o.error)])
 
     def _complete(self) -> bool:
         if any(o.error or o.tally.failed or o.tally.done < o.tally.total for o in self.outcomes.values()):
@@ -257,6 +260,12 @@ class Evaluation:
                 score = self.score_seconds.get(plan.abbr)
                 times += f", score {clock(score)}" if score is not None else ""
                 self._say(f"time of {plan.abbr}: {times}")
+
+
+def secrets_of(experiment: Experiment, plans: Sequence[ModelPlan]) -> list[str]:
+    """Return every secret that a config or the environment brought in."""
+    keys = [key for plan in plans if plan.endpoint for key in plan.endpoint.keys]
+    return [*keys, *(secret for model in experiment.models for secret in secrets_in(model.model_dump()))]
 
 
 def load_rows(dataset: DatasetSpec, limit: int | None) -> Rows:

@@ -21,7 +21,6 @@ class Role:
     api_role: Literal["user", "assistant", "system"]
     begin: str = ""
     end: str = ""
-    prompt: str = ""  # text if the config's round leaves the role out
     generate: bool = False
 
 
@@ -30,9 +29,9 @@ class PromptPlan:
     """How a row becomes token ids."""
 
     template: Literal["chat", "base"]
-    roles: tuple[Role, ...]
+    roles: tuple[Role, ...]  # empty: a base model without meta_template, whose turns are plain text
     tokenizer_path: str | None
-    tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold a hub token
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_seq_len: int | None = None
     overlong: Literal["left", "middle", "error"] = "left"
@@ -67,8 +66,8 @@ class LaunchPlan:
     trust_remote_code: bool = False
     peft_path: str | None = None
     pad_token_id: int | None = None
-    model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for transformers alone
-    engine_args: Mapping[str, Any] = field(default_factory=dict)  # flags for this engine alone
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)  # for transformers; may hold a hub token
+    engine_args: Mapping[str, Any] = field(default_factory=dict, repr=False)  # flags for this engine alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class EndpointPlan:
     max_in_flight: int = 64
     retry: int = 3
     timeout: float = 3600.0
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     status_code_mappings: Mapping[int, str] = field(default_factory=dict)
     think_tag: str = "</think>"
     ids_wanted: bool = False  # send token ids where the server takes them

@@ -34,15 +34,12 @@ def from_config(path: Path, loader: ConfigLoader) -> Experiment:
     for wanted in ("models", "datasets"):
         if wanted not in names:
             raise ConfigError(f"{path}: the config defines no '{wanted}'", did_you_mean(wanted, names))
-    summarizer = names.get("summarizer") or {}
-    if not isinstance(summarizer, Mapping):
-        raise ConfigError(f"{path}: summarizer: a dict is wanted, not {type(summarizer).__name__}")
     work_dir = names.get("work_dir")
     return Experiment(
         source=str(path),
-        models=_models(names["models"], f"{path}: models"),
-        datasets=_datasets(names["datasets"], f"{path}: datasets"),
-        summarizer=dict(summarizer),
+        models=_models(_numbered(names["models"], f"{path}: models")),
+        datasets=_datasets(_numbered(names["datasets"], f"{path}: datasets")),
+        summarizer=_summarizer(names, path),
         work_dir=str(work_dir) if work_dir else None,
         ignored=tuple(name for name in IGNORED_NAMES if name in names),
     )
@@ -56,57 +53,67 @@ def from_names(
     loader: ConfigLoader,
 ) -> Experiment:
     """Build an experiment from ``--models``/``--datasets``/``--hf-path``; names may be globs."""
-    entries: list[Any] = []
-    for file in _matching(models, "models", loader):
-        entries += _list_in(loader.load(file), "models", file)
+    entries = _in_library(models, "models", loader)
     if hf_model is not None:
-        entries.append(hf_model)
-    rows: list[Any] = []
-    for file in _matching(datasets, "datasets", loader):
-        rows += _list_in(loader.load(file), "datasets", file)
+        entries.append(("command line: model", hf_model))
+    rows = _in_library(datasets, "datasets", loader)
     if not entries:
         raise ConfigError("no model given", "name a config file, --models NAME or --hf-path PATH")
     if not rows:
         raise ConfigError("no dataset given", "name a config file or --datasets NAME (for example gsm8k)")
     summary: Mapping[str, Any] = {}
-    if summarizer:
-        for file in _matching([summarizer], "summarizers", loader):
-            summary = dict(loader.load(file).get("summarizer") or {})
-    return Experiment(
-        source="the command line",
-        models=_models(entries, "models"),
-        datasets=_datasets(rows, "datasets"),
-        summarizer=summary,
-    )
+    for file in _matching([summarizer] if summarizer else [], "summarizers", loader):
+        summary = _summarizer(loader.load(file), file)
+    return Experiment(source="the command line", models=_models(entries), datasets=_datasets(rows), summarizer=summary)
 
 
-def _models(value: object, where: str) -> tuple[ModelSpec, ...]:
-    specs = tuple(parse_model(item, f"{where}[{i}]") for i, item in enumerate(_non_empty(value, where)))
-    _refuse_twins([spec.abbr for spec in specs], where)
+_Entry = tuple[str, object]  # where it is written, for errors; and the dict
+
+
+def _models(entries: Sequence[_Entry]) -> tuple[ModelSpec, ...]:
+    specs = tuple(parse_model(item, where) for where, item in entries)
+    _refuse_twins("abbr", [spec.abbr for spec in specs], entries)
+    _refuse_twins("summarizer_abbr", [spec.summarizer_abbr or spec.abbr for spec in specs], entries)
     return specs
 
 
-def _datasets(value: object, where: str) -> tuple[DatasetSpec, ...]:
-    specs = tuple(parse_dataset(item, f"{where}[{i}]") for i, item in enumerate(_non_empty(value, where)))
-    _refuse_twins([spec.abbr for spec in specs], where)
+def _datasets(entries: Sequence[_Entry]) -> tuple[DatasetSpec, ...]:
+    specs = tuple(parse_dataset(item, where) for where, item in entries)
+    _refuse_twins("abbr", [spec.abbr for spec in specs], entries)
     return specs
 
 
-def _non_empty(value: object, where: str) -> Sequence[object]:
+def _summarizer(names: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    summarizer = names.get("summarizer") or {}
+    if not isinstance(summarizer, Mapping):
+        raise ConfigError(f"{path}: summarizer: a dict is wanted, not {type(summarizer).__name__}")
+    return dict(summarizer)
+
+
+def _numbered(value: object, where: str) -> list[_Entry]:
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{where}: a list is wanted, not {type(value).__name__}")
     if not value:
         raise ConfigError(f"{where}: the list is empty")
-    return value
+    return [(f"{where}[{i}]", item) for i, item in enumerate(value)]
 
 
-def _refuse_twins(abbrs: Sequence[str], where: str) -> None:
-    twins = {abbr for abbr in abbrs if abbrs.count(abbr) > 1}
-    if twins:
-        raise ConfigError(
-            f"{where}: the abbr '{min(twins)}' is used more than once",
-            "results are filed by abbr: give each entry its own",
-        )
+def _refuse_twins(key: str, abbrs: Sequence[str], entries: Sequence[_Entry]) -> None:
+    for (where, _), abbr in zip(entries, abbrs, strict=True):
+        if abbrs.count(abbr) > 1:
+            raise ConfigError(
+                f"{where}: the {key} '{abbr}' is used more than once",
+                "results are filed by abbr: give each entry its own",
+            )
+
+
+def _in_library(patterns: Sequence[str], folder: str, loader: ConfigLoader) -> list[_Entry]:
+    """Return the entries of the library files that match, each once however many files repeat it."""
+    entries: list[_Entry] = []
+    for file in _matching(patterns, folder, loader):
+        found = _list_in(loader.load(file), folder, file)
+        entries += [entry for entry in found if entry[1] not in [item for _, item in entries]]
+    return entries
 
 
 def _matching(patterns: Sequence[str], folder: str, loader: ConfigLoader) -> list[Path]:
@@ -124,9 +131,9 @@ def _matching(patterns: Sequence[str], folder: str, loader: ConfigLoader) -> lis
     return list(files.values())
 
 
-def _list_in(names: Mapping[str, Any], suffix: str, file: Path) -> list[Any]:
-    """Return the list that a library file defines: ``models``, ``datasets`` or ``…_datasets``."""
-    found = [v for k, v in names.items() if (k == suffix or k.endswith(f"_{suffix}")) and isinstance(v, list)]
-    if not found:
-        raise ConfigError(f"{file}: defines no list named '{suffix}' or '…_{suffix}'")
-    return [item for group in found for item in group]
+def _list_in(names: Mapping[str, Any], folder: str, file: Path) -> list[_Entry]:
+    """Return what a library file lists: its ``models``/``datasets``, or else every ``…_models``/``…_datasets``."""
+    keys = [folder] if folder in names else [key for key in names if key.endswith(f"_{folder}")]
+    if not keys:
+        raise ConfigError(f"{file}: defines no list named '{folder}' or '…_{folder}'", did_you_mean(folder, names))
+    return [entry for key in keys for entry in _numbered(names[key], f"{file}: {key}")]

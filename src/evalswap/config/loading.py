@@ -85,7 +85,8 @@ class ConfigLoader:
         try:
             code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
         except SyntaxError as error:
-            raise ConfigError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+            line = f":{error.lineno}" if error.lineno else ""
+            raise ConfigError(f"{path}{line}: not valid Python: {error.msg}") from error
         except (OSError, ValueError) as error:  # unreadable, or null bytes in it
             raise ConfigError(f"{path}: not readable as Python: {error}") from error
         self._running.append(path)

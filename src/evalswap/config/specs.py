@@ -6,6 +6,7 @@ with the nearest known one; a wrong type says file, key, what was given and what
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from evalswap.config.names import TypeName, dotted_name, short_name
 from evalswap.errors import ConfigError, did_you_mean
-
 
 _Spec = TypeVar("_Spec", bound=BaseModel)
 
@@ -55,9 +55,10 @@ class ModelSpec(Strict):
     @classmethod
     def _default_abbr(cls, data: Any) -> Any:
         # The published default: the type and the last two parts of the path.
-        if isinstance(data, Mapping) and not data.get("abbr") and isinstance(data.get("path"), str):
-            tail = "_".join(data["path"].strip().strip("/").split("/")[-2:])
-            return {**data, "abbr": f"{data.get('type', '')}_{tail}".replace("/", "_")}
+        if isinstance(data, Mapping) and not data.get("abbr"):
+            path = str(data.get("path", cls.model_fields["path"].default))
+            tail = "_".join(path.strip().strip("/").split("/")[-2:])
+            return {**data, "abbr": f"{data.get('type', '')}_{tail}"}
         return data
 
 
@@ -163,12 +164,37 @@ class ReaderCfg(Strict):
     @field_validator("input_columns", mode="before")
     @classmethod
     def _one_column(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+        return value.split() if isinstance(value, str) else value
+
+
+class TurnCfg(Strict):
+    role: str
+    prompt: str = ""
+    fallback_role: str | None = None
+
+
+class TemplateCfg(Strict):
+    """A prompt's turns. Plain text, as the whole template or as one turn of it, is said by HUMAN."""
+
+    begin: list[TurnCfg] = []
+    round: list[TurnCfg]
+    end: list[TurnCfg] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_alone(cls, data: Any) -> Any:
+        return {"round": data} if isinstance(data, str) else data
+
+    @field_validator("begin", "round", "end", mode="before")
+    @classmethod
+    def _turns(cls, value: object) -> object:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [{"role": "HUMAN", "prompt": item} if isinstance(item, str) else item for item in items]
 
 
 class PromptTemplateCfg(Strict):
     type: str = "PromptTemplate"
-    template: str | dict[str, Any]
+    template: TemplateCfg
 
 
 class RetrieverCfg(Strict):
@@ -221,11 +247,16 @@ class DatasetSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
-UNSUPPORTED = {
-    "infer_cfg.retriever": ("ZeroRetriever",),
-    "infer_cfg.inferencer": ("GenInferencer",),
-    "infer_cfg.prompt_template": ("PromptTemplate",),
+# The parts of infer_cfg that a config may choose, and the choices there are.
+INFER_PARTS = {
+    "retriever": ("ZeroRetriever",),
+    "inferencer": ("GenInferencer",),
+    "prompt_template": ("PromptTemplate",),
 }
+# Keys whose value goes to a server as it is.
+VERBATIM_KEYS = ("extra_body", "openai_extra_kwargs")
+SECRET_KEYS = ("key", "http_client_cfg", *VERBATIM_KEYS)  # their values are not shown in errors
+UNION_TAGS = ("str", "int", "float", "list[str]", "[key]")  # pydantic's, in the place of an error
 
 
 def parse_model(data: object, where: str) -> ModelSpec:
@@ -245,17 +276,21 @@ def parse_dataset(data: object, where: str) -> DatasetSpec:
     """Check one entry of ``datasets``."""
     entry = _mapping(data, where)
     kind = _type_of(entry, where)
+    _refuse_other_parts(entry.get("infer_cfg"), where)
     spec = _validated(DatasetSpec, {**entry, "type": kind}, where)
-    for key, known in UNSUPPORTED.items():
-        section, part = key.split(".")
-        value = getattr(getattr(spec, section), part).type
-        if value not in known:
-            raise ConfigError(
-                f"{where}.{key}.type: evalswap does not have '{value}'",
-                did_you_mean(value, known) or f"it has: {', '.join(known)}",
-            )
     abbr = spec.abbr or "_".join(filter(None, [kind, (spec.path or "").replace("/", "_")]))
     return spec.model_copy(update={"abbr": abbr, "version": prompt_version(entry["infer_cfg"])})
+
+
+def _refuse_other_parts(infer_cfg: object, where: str) -> None:
+    parts = infer_cfg if isinstance(infer_cfg, Mapping) else {}
+    for key, known in INFER_PARTS.items():
+        part = parts.get(key)
+        if isinstance(part, Mapping) and "type" in part and short_name(part["type"]) not in known:
+            raise ConfigError(
+                f"{where}.infer_cfg.{key}.type: evalswap does not have '{short_name(part['type'])}'",
+                f"it has: {', '.join(known)}",
+            )
 
 
 def prompt_version(infer_cfg: Mapping[str, Any]) -> str:
@@ -280,10 +315,7 @@ def _dotted(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Replace types by their short names, at any depth."""
     if isinstance(value, Mapping):
-        return {
-            key: short_name(item) if key == "type" and isinstance(item, (str, TypeName, type)) else _plain(item)
-            for key, item in value.items()
-        }
+        return {key: _plain_item(key, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, (TypeName, type)):
@@ -291,6 +323,12 @@ def _plain(value: Any) -> Any:
     if callable(value):
         return getattr(value, "__name__", repr(value))
     return value
+
+
+def _plain_item(key: str, value: Any) -> Any:
+    if key in VERBATIM_KEYS:
+        return value
+    return short_name(value) if key == "type" and isinstance(value, (str, TypeName, type)) else _plain(value)
 
 
 def _mapping(data: object, where: str) -> dict[str, Any]:
@@ -316,30 +354,42 @@ def _validated(cls: type[_Spec], data: Mapping[str, Any], where: str) -> _Spec:
 def _readable(error: ValidationError, cls: type[BaseModel], where: str) -> ConfigError:
     problems, hints = [], []
     for item in error.errors(include_url=False):
-        place = _place(where, item["loc"])
-        if item["type"] == "extra_forbidden":
+        kind, loc = item["type"], item["loc"]
+        place = _place(where, loc)
+        if kind == "extra_forbidden":
             problems.append(f"{place}: unknown key")
-            known = _fields_at(cls, item["loc"][:-1])
-            near = did_you_mean(str(item["loc"][-1]), known)
-            hints.append(near or f"known keys: {', '.join(sorted(known))}")
-        elif item["type"] == "missing":
+            known = _fields_at(cls, loc[:-1])
+            hints.append(did_you_mean(str(loc[-1]), known) or f"known keys: {', '.join(sorted(known))}")
+        elif kind == "missing":
             problems.append(f"{place}: this key is missing")
+            hints += _misspelt(cls, item["input"], str(loc[0])) if len(loc) == 1 else []
         else:
-            given = "" if "key" in item["loc"] else f", not {item['input']!r:.80}"  # a key is a secret
-            problems.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}{given}")
+            problem = "a dict is wanted" if kind == "model_type" else item["msg"][0].lower() + item["msg"][1:]
+            shown = "" if loc[0] in SECRET_KEYS else f", not {item['input']!r:.80}"
+            problems.append(f"{place}: {problem}{shown}")
     return ConfigError("\n".join(dict.fromkeys(problems)), "; ".join(dict.fromkeys(hints)) or None)
+
+
+def _misspelt(cls: type[BaseModel], data: Mapping[str, Any], missing: str) -> list[str]:
+    """Return a hint if a spec that takes any key was given one that looks like the missing one."""
+    extra = [key for key in data if key not in cls.model_fields]
+    near = difflib.get_close_matches(missing, extra if cls.model_config.get("extra") == "allow" else (), n=1)
+    return [f"'{near[0]}' is there: did you mean '{missing}'?"] if near else []
 
 
 def _place(where: str, loc: Sequence[str | int]) -> str:
     text = where
     for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+        if part not in UNION_TAGS:
+            text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text
 
 
 def _fields_at(cls: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     for part in loc:
-        field = cls.model_fields.get(str(part))
+        if isinstance(part, int):
+            continue
+        field = cls.model_fields.get(part)
         inner = field.annotation if field else None
         options = [inner, *get_args(inner)]
         nested = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]

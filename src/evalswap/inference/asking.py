@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -34,17 +35,26 @@ class Timed:
 class RateLimit:
     """Spaces requests evenly: at most ``per_second`` of them start each second."""
 
-    def __init__(self, per_second: float | None) -> None:
+    def __init__(self, per_second: float | None = None) -> None:
         self._interval = 1.0 / per_second if per_second else 0.0
         self._next = 0.0
+        self._sent: deque[float] = deque()  # when the requests of the last minute started
 
     async def wait(self) -> None:
-        if not self._interval:
-            return
+        """Return when the next request may start."""
         now = time.monotonic()
         start = max(now, self._next)
-        self._next = start + self._interval
-        await asyncio.sleep(start - now)
+        if self._interval:
+            self._next = start + self._interval
+            await asyncio.sleep(start - now)
+        self._sent.append(start)
+        while self._sent[0] < start - 60:
+            self._sent.popleft()
+
+    def last_minute(self) -> int:
+        """Return how many requests started in the last 60 seconds."""
+        since = time.monotonic() - 60
+        return sum(start >= since for start in self._sent)
 
 
 class Asker:
@@ -65,7 +75,7 @@ class Asker:
         self.clients = clients
         self.window = window
         self.retries = retries
-        self.rate = rate or RateLimit(None)
+        self.rate = rate or RateLimit()
         self.status_texts = status_texts or {}
         self.redact = redact
         self.in_flight = 0

@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from evalswap.errors import EngineError, EvalswapError
 
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0"})
 TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
@@ -42,13 +44,15 @@ class HttpClient:
         if organization:
             self._headers["OpenAI-Organization"] = organization
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(30.0, timeout))
+        # A proxy of the environment is for the world outside; it cannot reach this machine's loopback.
+        self._loopback = urlsplit(self.base_url).hostname in LOOPBACK_NAMES
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> HttpClient:
         # No limit here: the window bounds what is in flight.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
         self._session = aiohttp.ClientSession(
-            connector=connector, timeout=self._timeout, headers=self._headers, trust_env=True
+            connector=connector, timeout=self._timeout, headers=self._headers, trust_env=not self._loopback
         )
         return self
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from evalswap.benchmarks.registry import Rows
 from evalswap.checkpoint import Checkpoint, find_checkpoint
@@ -94,6 +94,7 @@ class ModelRun:
         self._keys = ContentKeys({})
         self._tokenizer: Tokenizer | None = None
         self._scorers = {job.name: job.scorer for job in jobs}
+        self._began = 0.0
         self._golds: dict[tuple[str, int], str] = {}
 
     async def ask(self) -> Outcome:
@@ -102,7 +103,7 @@ class ModelRun:
         What is answered is stored whatever happens. An error that ends the asking as a whole (an engine that
         dies) is in the outcome's ``error``.
         """
-        began = time.perf_counter()
+        self._began = time.perf_counter()
         try:
             async with AsyncExitStack() as stack:
                 if self.plan.launch is not None:
@@ -112,7 +113,7 @@ class ModelRun:
                     await self._ask_endpoint(self.plan.endpoint, stack)
         except EvalswapError as error:
             self.outcome.error = error
-        self.outcome.timings["total"] = round(time.perf_counter() - began, 3)
+        self.outcome.timings["total"] = round(time.perf_counter() - self._began, 3)
         self.outcome.shortened = {job.name: job.shortened for job in self.jobs if job.shortened}
         return self.outcome
 
@@ -140,7 +141,7 @@ class ModelRun:
             await server.start()
         tokenizer = await asyncio.to_thread(Tokenizer.for_plan, self.plan.prompt, plan.revision)
         self._resolve_sampling(engine, checkpoint, tokenizer)
-        pending, anything = _peek(self._pending(tokenizer, launch.context_len))
+        pending, anything = self._first_of(self._pending(tokenizer, launch.context_len))
         if not anything:
             return
         if not server.alive:
@@ -188,14 +189,16 @@ class ModelRun:
             "folder": str(checkpoint.folder),
             "context_len": launch.context_len,
             "environment": engine.environment(launch),
+            "command": shlex.join(engine.command(launch, found.path, port=0)),
         }
 
     # -- servers that somebody else runs ---------------------------------------------------------------
 
     async def _ask_endpoint(self, plan: EndpointPlan, stack: AsyncExitStack) -> None:
+        organizations = itertools.cycle(plan.organizations or (None,))
         clients = [
             await stack.enter_async_context(
-                HttpClient(url, key=key, timeout=plan.timeout, organization=next(iter(plan.organizations), None))
+                HttpClient(url, key=key, timeout=plan.timeout, organization=next(organizations))
             )
             for url in plan.base_urls
             for key in plan.keys or (None,)
@@ -215,7 +218,8 @@ class ModelRun:
         )
         facts = {
             "model": plan.model,
-            "servers": sorted({_without_port(url) for url in plan.base_urls}),
+            # The whole address: two servers of one host may serve one model in two dtypes, and do not say so.
+            "servers": sorted(plan.base_urls),
             "server": described,
             "by_ids": by_ids,
             "extra_body": dict(plan.extra_body),
@@ -236,15 +240,18 @@ class ModelRun:
         self.outcome.facts = facts | {"prompts": how}
         self._say(f"{plan.base_urls[0]} gets {how}")
         self._resolve_sampling(engine, checkpoint, tokenizer)
-        pending, anything = _peek(self._pending(tokenizer, context_len))
+        pending, anything = self._first_of(self._pending(tokenizer, context_len))
         if not anything:
             return
+        rate = RateLimit(plan.query_per_second)
+        if plan.rpm_verbose:
+            self.tally.requests_last_minute = rate.last_minute
         asker = Asker(
             engine,
             clients,
             window=plan.max_in_flight,
             retries=plan.retry,
-            rate=RateLimit(plan.query_per_second),
+            rate=rate,
             status_texts=dict(plan.status_code_mappings),
             redact=self.redact,
         )
@@ -286,6 +293,14 @@ class ModelRun:
         }
         if tokenizer and tokenizer.adds_bos:
             self.outcome.facts["bos"] = "one, asserted"
+
+    def _first_of(self, requests: Iterator[Request]) -> tuple[Iterator[Request], bool]:
+        """Return the same requests, and whether there are any; "load" ends with the first."""
+        first = next(requests, None)
+        self.outcome.timings["load"] = round(time.perf_counter() - self._began, 3)
+        if first is None:
+            return iter(()), False
+        return itertools.chain([first], requests), True
 
     def _pending(self, tokenizer: Tokenizer | None, context_len: int | None) -> Iterator[Request]:
         """Yield what is not stored yet; record every row of every job on the way."""
@@ -407,14 +422,6 @@ def _context_len(plan: ModelPlan, checkpoint: Checkpoint, longest_answer: int) -
     return min(wanted, limit) if limit else wanted
 
 
-def _peek(requests: Iterator[Request]) -> tuple[Iterator[Request], bool]:
-    """Return the same requests, and whether there are any."""
-    first = next(requests, None)
-    if first is None:
-        return iter(()), False
-    return itertools.chain([first], requests), True
-
-
 def _drain(requests: Iterator[Request]) -> None:
     for _ in requests:
         pass
@@ -423,8 +430,3 @@ def _drain(requests: Iterator[Request]) -> None:
 async def _raise_when_dead(server: ManagedServer) -> None:
     await server.wait_dead()
     raise server.failure()
-
-
-def _without_port(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}"

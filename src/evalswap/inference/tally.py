@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -17,6 +18,7 @@ class Tally:
     completion_tokens: int = 0
     prompt_tokens: int = 0
     right: int = 0  # by the first metric
+    requests_last_minute: Callable[[], int] | None = None  # shown where a config asks for it (rpm_verbose)
     started: float = field(default_factory=time.perf_counter)
 
     @property

@@ -6,51 +6,35 @@ output column is blank, empty prompts are skipped, neighbours of one role merge 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evalswap.errors import ConfigError
+from evalswap.config.specs import TemplateCfg
+from evalswap.errors import ConfigError, did_you_mean
 from evalswap.plan import Role
 from evalswap.records import Message
 
 Turn = dict[str, str]  # {"role": "HUMAN", "prompt": "..."}
+_COLUMN = re.compile(r"\{([^{}]+)\}")
 
 
-def fill(text: str, row: Mapping[str, Any], input_columns: Sequence[str], output_column: str | None) -> str:
-    """Replace each ``{column}`` of a row's input columns; the output column becomes empty."""
-    for column in input_columns:
-        text = text.replace("{" + column + "}", str(row[column]))
-    if output_column is not None:
-        text = text.replace("{" + output_column + "}", "")
-    return text
+def turns(template: TemplateCfg, row: Mapping[str, Any], output_column: str | None) -> list[Turn]:
+    """Return a row's turns as the config wrote them, each ``{column}`` of the row filled in.
 
-
-def turns(
-    template: str | Mapping[str, Any],
-    row: Mapping[str, Any],
-    input_columns: Sequence[str],
-    output_column: str | None,
-) -> list[Turn]:
-    """Return a row's turns as the config wrote them, filled in.
-
-    Raises ConfigError for a template without a round or with a malformed turn.
+    What a row says is never taken for a column itself, and the answer never enters the prompt.
     """
-    if isinstance(template, str):
-        return [{"role": "HUMAN", "prompt": fill(template, row, input_columns, output_column)}]
-    if "round" not in template:
-        raise ConfigError("infer_cfg.prompt_template.template: a text or a dict with 'round' is wanted")
+    values = {**row, output_column: ""} if output_column is not None else row
+
+    def value(match: re.Match[str]) -> str:
+        return str(values[match[1]]) if match[1] in values else match[0]
+
     result: list[Turn] = []
-    for section in ("begin", "round", "end"):
-        part = template.get(section) or ()
-        for item in [part] if isinstance(part, (str, Mapping)) else part:
-            turn = {"role": "HUMAN", "prompt": item} if isinstance(item, str) else dict(item)
-            if "role" not in turn:
-                raise ConfigError(f"infer_cfg.prompt_template.template.{section}: a turn has no 'role': {turn}")
-            prompt = fill(str(turn.get("prompt", "")), row, input_columns, output_column)
-            role = {"role": str(turn["role"]), "prompt": prompt}
-            if turn.get("fallback_role"):
-                role["fallback_role"] = str(turn["fallback_role"])
-            result.append(role)
+    for turn in (*template.begin, *template.round, *template.end):
+        filled = {"role": turn.role, "prompt": _COLUMN.sub(value, turn.prompt)}
+        if turn.fallback_role:
+            filled["fallback_role"] = turn.fallback_role
+        result.append(filled)
     return result
 
 
@@ -61,10 +45,9 @@ def to_messages(prompt: Sequence[Turn], roles: Sequence[Role]) -> tuple[Message,
     """
     messages: list[Message] = []
     for turn, role in _until_generation(prompt, roles):
-        content = turn["prompt"] or role.prompt
-        if not content:
+        if not turn["prompt"]:
             continue
-        content = f"{role.begin}{content}{role.end}"
+        content = f"{role.begin}{turn['prompt']}{role.end}"
         if messages and messages[-1]["role"] == role.api_role:
             messages[-1]["content"] += "\n" + content
         else:
@@ -73,15 +56,14 @@ def to_messages(prompt: Sequence[Turn], roles: Sequence[Role]) -> tuple[Message,
 
 
 def to_text(prompt: Sequence[Turn], roles: Sequence[Role]) -> str:
-    """Return a base model's prompt: the turns joined, wrapped where roles say so, no chat template."""
-    wrapped = any(role.begin or role.end for role in roles)
-    pieces = [
-        f"{role.begin}{turn['prompt'] or role.prompt}{role.end}" for turn, role in _until_generation(prompt, roles)
-    ]
-    if not wrapped:
-        return "\n".join(piece for piece in pieces if piece)
-    opening = next((role.begin for role in roles if role.generate), "")
-    return "".join(pieces) + opening
+    """Return a base model's prompt: no chat template, ever.
+
+    Without roles it is the turns' text, a line break between them; with roles their begin and end texts join it.
+    """
+    if not roles:
+        return "\n".join(turn["prompt"] for turn in prompt if turn["prompt"])
+    pieces = [f"{role.begin}{turn['prompt']}{role.end}" for turn, role in _until_generation(prompt, roles)]
+    return "".join(pieces) + next((role.begin for role in roles if role.generate), "")
 
 
 def _until_generation(prompt: Sequence[Turn], roles: Sequence[Role]) -> list[tuple[Turn, Role]]:
@@ -92,7 +74,7 @@ def _until_generation(prompt: Sequence[Turn], roles: Sequence[Role]) -> list[tup
         if role is None:
             raise ConfigError(
                 f"the prompt has a role '{turn['role']}' that the model's meta_template lacks",
-                f"known roles: {', '.join(by_name)}",
+                did_you_mean(turn["role"], by_name) or f"known roles: {', '.join(by_name)}",
             )
         pairs.append((turn, role))
     if pairs and pairs[-1][1].generate:

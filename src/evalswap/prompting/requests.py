@@ -70,7 +70,7 @@ class RequestMaker:
                     f"{self.dataset.abbr}: row {number} has no column '{missing[0]}'",
                     f"reader_cfg.input_columns names it; the row has {', '.join(row)}",
                 )
-            filled.append(turns(template, row, reader.input_columns, reader.output_column))
+            filled.append(turns(template, row, reader.output_column))
         if self.tokenizer is None:
             made = [self._by_messages(to_messages(prompt, self.plan.roles)) for prompt in filled]
         else:

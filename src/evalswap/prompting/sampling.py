@@ -7,6 +7,7 @@ https://huggingface.co/docs/transformers/main_classes/text_generation#transforme
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,24 +22,51 @@ HF_DEFAULTS: Mapping[str, Any] = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,
 }
-DRAWN_FIELDS = ("temperature", "top_p", "top_k", "min_p")  # without effect on a greedy answer
-NAMED_FIELDS = {
+# Fields that an engine's sampling block cannot say, with the only value that means nothing.
+UNTRANSLATABLE: Mapping[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "typical_p": 1.0,
+    "penalty_alpha": 0.0,
+    "guidance_scale": 1.0,
+    "bad_words_ids": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+}
+DRAWN_FIELDS = ("temperature", "top_p", "top_k", "min_p", "typical_p")  # without effect on a greedy answer
+EFFECTLESS_FIELDS = ("pad_token_id", "use_cache")  # no token depends on them
+FIELDS = {
     *HF_DEFAULTS,
+    *EFFECTLESS_FIELDS,
     "do_sample",
     "max_new_tokens",
     "min_new_tokens",
-    "max_out_len",
     "presence_penalty",
     "frequency_penalty",
     "seed",
     "eos_token_id",
-    "pad_token_id",
-    "num_beams",
-    "num_return_sequences",
-    "use_cache",
-    "stop_words",
 }
 DEFAULT_MAX_OUT_LEN = 512  # where neither the dataset nor the model says
+
+
+def check_fields(generation_kwargs: Mapping[str, Any]) -> None:
+    """Check the names in a config's ``generation_kwargs``, and that engines can say what they mean.
+
+    Raises ConfigError for an unknown field and ConversionError for one that no engine's block can say.
+    """
+    for key in generation_kwargs:
+        if key not in FIELDS and key not in UNTRANSLATABLE:
+            raise ConfigError(
+                f"generation_kwargs.{key}: unknown field",
+                did_you_mean(key, FIELDS) or f"known: {', '.join(sorted(FIELDS))}",
+            )
+    _refuse_untranslatable(generation_kwargs, "generation_kwargs", sampled=_samples(generation_kwargs))
 
 
 def resolve_sampling(
@@ -56,55 +84,79 @@ def resolve_sampling(
     ``max_out_len`` is the dataset's; it wins over the model's. ``eos_token_ids`` are the model's own.
     ``single_token_stops`` maps stop words that are exactly one special token to its id.
 
-    Raises ConfigError for an unknown field and ConversionError for one that changes how answers are searched.
+    Raises as :func:`check_fields`, also for the model's own generation config, and for values out of range.
     """
     kwargs = dict(plan.generation_kwargs)
-    _refuse_unknown(kwargs)
-    defaults = {**HF_DEFAULTS, **(_set_values(generation_config) if plan.apply_generation_config else {})}
+    check_fields(kwargs)
+    sampled = _samples(kwargs)
+    of_model = dict(generation_config) if plan.apply_generation_config else {}
+    unsaid = {key: value for key, value in of_model.items() if key not in kwargs}
+    _refuse_untranslatable(unsaid, "the model's generation_config.json", sampled=sampled)
 
     def value(name: str) -> Any:
-        given = kwargs.get(name)
-        return defaults.get(name, HF_DEFAULTS.get(name)) if given is None else given
+        given = [fields[name] for fields in (kwargs, of_model) if fields.get(name) is not None]
+        return given[0] if given else HF_DEFAULTS[name]
 
-    sampled = bool(kwargs.get("do_sample", False))
     words = dict.fromkeys([*plan.stop_words, *extra_stops])
     single = single_token_stops or {}
-    eos = kwargs.get("eos_token_id")
-    eos_ids = list(eos_token_ids) if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    limit = max_out_len or kwargs.get("max_new_tokens") or plan.max_out_len or DEFAULT_MAX_OUT_LEN
-    least = min_out_len or kwargs.get("min_new_tokens") or plan.min_out_len or 0
     try:
-        return Sampling(
-            max_new_tokens=int(limit),
-            min_new_tokens=int(least),
-            temperature=float(value("temperature")) if sampled else 0.0,
-            top_p=float(value("top_p")) if sampled else 1.0,
-            top_k=int(value("top_k") or 0) if sampled else 0,
-            min_p=float(value("min_p") or 0.0) if sampled else 0.0,
-            repetition_penalty=float(value("repetition_penalty") or 1.0),
+        temperature = float(value("temperature")) if sampled else 0.0
+        drawn = temperature > 0
+        sampling = Sampling(
+            max_new_tokens=int(max_out_len or plan.max_out_len or kwargs.get("max_new_tokens") or DEFAULT_MAX_OUT_LEN),
+            min_new_tokens=int(min_out_len or plan.min_out_len or kwargs.get("min_new_tokens") or 0),
+            temperature=temperature,
+            top_p=float(value("top_p")) if drawn else 1.0,
+            top_k=max(0, int(value("top_k"))) if drawn else 0,
+            min_p=float(value("min_p")) if drawn else 0.0,
+            repetition_penalty=float(value("repetition_penalty")),
             presence_penalty=float(kwargs.get("presence_penalty") or 0.0),
             frequency_penalty=float(kwargs.get("frequency_penalty") or 0.0),
-            seed=kwargs.get("seed"),
+            seed=None if kwargs.get("seed") is None else int(kwargs["seed"]),
             stop=tuple(word for word in words if word and word not in single),
-            stop_token_ids=tuple(dict.fromkeys([*eos_ids, *(single[w] for w in words if w in single)])),
+            stop_token_ids=tuple(
+                dict.fromkeys([*_eos_ids(plan, eos_token_ids), *(single[w] for w in words if w in single)])
+            ),
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"generation_kwargs: {error}") from None
+    _check_ranges(sampling)
+    return sampling
 
 
-def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
-    for key, given in kwargs.items():
-        if key not in NAMED_FIELDS:
-            raise ConfigError(
-                f"generation_kwargs.{key}: unknown field",
-                did_you_mean(key, NAMED_FIELDS) or f"known: {', '.join(sorted(NAMED_FIELDS))}",
-            )
-        if key in ("num_beams", "num_return_sequences") and given not in (None, 1):
+def _samples(generation_kwargs: Mapping[str, Any]) -> bool:
+    return bool(generation_kwargs.get("do_sample"))
+
+
+def _eos_ids(plan: SamplingPlan, of_model: Sequence[int]) -> list[int]:
+    """Return the ids that end an answer: the config's instead of the model's, but chat models keep theirs too."""
+    eos = plan.generation_kwargs.get("eos_token_id")
+    if eos is None:
+        return list(of_model)
+    given = [eos] if isinstance(eos, int) else [int(token) for token in eos]
+    return [*given, *of_model] if plan.stop_at_tokenizer_eos else given
+
+
+def _refuse_untranslatable(fields: Mapping[str, Any], where: str, *, sampled: bool) -> None:
+    for key, neutral in UNTRANSLATABLE.items():
+        if key in DRAWN_FIELDS and not sampled:
+            continue
+        if fields.get(key) not in (None, neutral):
             raise ConversionError(
-                f"generation_kwargs.{key}={given}: engines draw one answer token by token",
-                f"remove {key}: one answer a question is scored",
+                f"{where}: {key}={fields[key]}: engines draw one answer token by token and have no such field",
+                f"remove it, or set generation_kwargs=dict({key}={neutral}) for an answer without it",
             )
 
 
-def _set_values(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in generation_config.items() if key in HF_DEFAULTS and item is not None}
+def _check_ranges(sampling: Sampling) -> None:
+    problems = {
+        "temperature": not 0 <= sampling.temperature < math.inf,
+        "top_p": not 0 < sampling.top_p <= 1,
+        "min_p": not 0 <= sampling.min_p <= 1,
+        "repetition_penalty": not 0 < sampling.repetition_penalty < math.inf,
+        "max_new_tokens": sampling.max_new_tokens < 1,
+        "min_new_tokens": not 0 <= sampling.min_new_tokens <= sampling.max_new_tokens,
+    }
+    for name, wrong in problems.items():
+        if wrong:
+            raise ConfigError(f"generation_kwargs: {name}={getattr(sampling, name)} is out of range")

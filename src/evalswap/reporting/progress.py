@@ -28,6 +28,8 @@ def as_line(tally: Tally) -> str:
     scored = tally.answered + tally.stored
     if scored:
         parts.append(f"accuracy so far {100 * tally.right / scored:.2f}")
+    if tally.requests_last_minute is not None:
+        parts.append(f"{tally.requests_last_minute()} requests in the last minute")
     if tally.stored:
         parts.append(f"{tally.stored} from the store")
     if tally.failed:

@@ -32,9 +32,9 @@ def show_plan(console: Console, plan: ModelPlan, datasets: Sequence[tuple[Datase
             soft_wrap=True,
         )
     view = Table(title=f"translation of {plan.spec_type}", title_justify="left", title_style="dim")
-    view.add_column("config")
-    view.add_column(f"on {plan.engine}")
-    view.add_column("note", style="dim")
+    view.add_column("config", overflow="fold")
+    view.add_column(f"on {plan.engine}", overflow="fold")
+    view.add_column("note", style="dim", overflow="fold")
     for row in plan.translation:
         view.add_row(escape(row.source), escape(row.target) or "[dim]no counterpart[/]", escape(row.note))
     console.print(view)

@@ -1,0 +1,629 @@
+"""Tests of conversion: each field of a spec is a row of the translation table, or an error that says what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalswap.config.specs import MODEL_SPECS, parse_model
+from evalswap.conversion import SETTLED, EngineOptions, base_url, convert
+from evalswap.errors import EXIT_USAGE, ConfigError, ConversionError
+from evalswap.plan import EndpointPlan, LaunchPlan, ModelPlan, Role
+
+SECRET = "sk-THIS-IS-SECRET-1234567890"
+CHAT: dict[str, Any] = {"type": "HuggingFacewithChatTemplate", "abbr": "llama-3-8b-instruct-hf", "path": "meta/llama"}
+BASE: dict[str, Any] = {"type": "HuggingFaceBaseModel", "abbr": "llama-3-8b-hf", "path": "meta/llama"}
+API: dict[str, Any] = {"type": "OpenAISDK", "abbr": "api", "path": "m", "openai_api_base": "http://h:1/v1"}
+API_TEMPLATE = {
+    "round": [{"role": "HUMAN", "api_role": "HUMAN"}, {"role": "BOT", "api_role": "BOT", "generate": True}],
+    "reserved_roles": [{"role": "SYSTEM", "api_role": "SYSTEM"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def plan(entry: dict[str, Any], engine: str | None = None, **options: Any) -> ModelPlan:
+    return convert(parse_model(entry, "models[0]"), EngineOptions(accelerator=engine, **options))
+
+
+def launch(made: ModelPlan) -> LaunchPlan:
+    assert made.launch is not None
+    assert made.endpoint is None
+    return made.launch
+
+
+def endpoint(made: ModelPlan) -> EndpointPlan:
+    assert made.endpoint is not None
+    assert made.launch is None
+    return made.endpoint
+
+
+def refused(entry: dict[str, Any], engine: str | None = None, **options: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        plan(entry, engine, **options)
+    assert caught.value.exit_code == EXIT_USAGE
+    return caught.value
+
+
+def row(made: ModelPlan, start: str) -> tuple[str, str]:
+    """Return target and note of the one row whose source is ``start`` or ``start=…``."""
+    found = [r for r in made.translation if r.source == start or r.source.startswith((f"{start}=", f"{start} "))]
+    assert len(found) == 1, [r.source for r in made.translation]
+    return found[0].target, found[0].note
+
+
+# ---- HuggingFace specs
+
+
+def test_without_a_flag_it_runs_on_transformers() -> None:
+    made = plan({**CHAT, "batch_size": 4, "max_seq_len": 2048, "run_cfg": {"num_gpus": 2}})
+    assert (made.engine, made.abbr, made.spec_type) == (
+        "transformers",
+        "llama-3-8b-instruct-hf",
+        "HuggingFacewithChatTemplate",
+    )
+    assert (launch(made).path, launch(made).batch_size, launch(made).num_gpus) == ("meta/llama", 4, 2)
+    assert row(made, "batch_size") == ("--batch-size 4", "")
+    assert row(made, "max_seq_len")[0] == "context: 2048 + max_out_len"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "openai"])
+def test_moving_keeps_prompt_and_sampling(engine: str) -> None:
+    entry = {
+        **CHAT,
+        "max_out_len": 77,
+        "stop_words": ["<|eot_id|>"],
+        "generation_kwargs": {"do_sample": True, "temperature": 0.6},
+        "chat_template_kwargs": {"enable_thinking": False},
+        "max_seq_len": 512,
+        "mode": "mid",
+    }
+    here, there = plan(entry), plan(entry, engine, api_base="http://h:1")
+    assert there.engine == engine
+    assert there.prompt == here.prompt
+    assert there.sampling == here.sampling
+    assert there.prompt.overlong == "middle"
+
+
+@pytest.mark.parametrize(
+    ("abbr", "engine", "swapped"),
+    [
+        ("llama-hf", "vllm", "llama-vllm"),
+        ("llama-hf", "openai", "llama-openai"),
+        ("llama", "vllm", "llama-vllm"),
+        ("hf-llama", "vllm", "hf-llama-vllm"),
+        ("llama-hf", None, "llama-hf"),
+    ],
+)
+def test_the_abbr_says_the_engine(abbr: str, engine: str | None, swapped: str) -> None:
+    made = plan({**CHAT, "abbr": abbr}, engine, api_base="http://h:1")
+    assert (made.abbr, made.summary_abbr) == (swapped, swapped)
+    assert row(made, "abbr")[0] == swapped
+    assert plan({**CHAT, "abbr": abbr, "summarizer_abbr": "S"}, "vllm").summary_abbr == "S"
+
+
+@pytest.mark.parametrize("engine", [None, "vllm", "openai"])
+def test_base_models_get_no_template_ever(engine: str | None) -> None:
+    template = {"round": [{"role": "HUMAN", "begin": "<s>"}, {"role": "BOT", "generate": True}]}
+    made = plan({**BASE, "meta_template": template}, engine, api_base="http://h:1")
+    assert made.prompt.template == "base"
+    assert made.prompt.roles == ()
+    assert made.sampling.stop_at_tokenizer_eos is False
+    assert made.sampling.skip_special_tokens is True
+    assert row(made, "meta_template") == ("", "base models get no template, as in the original")
+    assert row(made, "(base model)")[1] == "no chat template, ever"
+
+
+def test_chat_models_have_the_published_roles() -> None:
+    made = plan(CHAT)
+    assert made.prompt.template == "chat"
+    assert {role.name: role.api_role for role in made.prompt.roles} == {
+        "HUMAN": "user",
+        "SYSTEM": "user",
+        "BOT": "assistant",
+    }
+    with_template = plan({**CHAT, "meta_template": API_TEMPLATE})
+    assert {role.name: role.api_role for role in with_template.prompt.roles}["SYSTEM"] == "system"
+    assert plan({**CHAT, "meta_template": {}}).prompt.roles == made.prompt.roles
+
+
+class Dtype:
+    """Prints like a torch.dtype."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"torch.{self.name}"
+
+
+@pytest.mark.parametrize("engine", [None, "vllm"])
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (Dtype("bfloat16"), "bfloat16"),
+        ("torch.bfloat16", "bfloat16"),
+        ("float16", "float16"),
+        ("torch.float", "float32"),
+        ("half", "float16"),
+        ("auto", "auto"),
+        (None, "auto"),
+    ],
+)
+def test_dtypes_in_every_spelling(engine: str | None, key: str, value: object, dtype: str) -> None:
+    made = plan({**CHAT, "model_kwargs": {key: value}}, engine)
+    assert launch(made).dtype == dtype
+    assert row(made, f"model_kwargs.{key}")[0] == f"--dtype {dtype}"
+    assert launch(plan(CHAT, engine)).dtype == "auto"  # the checkpoint's, never a silent fp16
+
+
+def test_an_unknown_dtype() -> None:
+    error = refused({**CHAT, "model_kwargs": {"torch_dtype": "int4"}})
+    assert "llama-3-8b-instruct-hf: model_kwargs.torch_dtype: unknown dtype 'int4'" in error.message
+    assert "bfloat16" in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "engine", "message", "hint"),
+    [
+        ({"fastchat_template": "vicuna"}, None, "fastchat_template", "remove it"),
+        ({"fastchat_template": "vicuna"}, "vllm", "fastchat_template", "remove it"),
+        ({"tokenizer_only": True}, "vllm", "tokenizer_only", "remove it"),
+        ({"model_kwargs": {"load_in_8bit": True}}, "vllm", "load_in_8bit quantises", "quantised on disk"),
+        ({"model_kwargs": {"load_in_4bit": True}}, "vllm", "load_in_4bit quantises", "run without -a"),
+        ({"model_kwargs": {"quantization_config": {"bits": 4}}}, "vllm", "quantization_config", "run without -a"),
+        ({"model_kwargs": {"rope_scaling": {}}}, "vllm", "model_kwargs.rope_scaling means nothing", "--engine-args"),
+        ({"peft_path": "p"}, "vllm", "peft_path: adapters are not loaded on vllm", "merge"),
+        ({"peft_path": "p", "peft_kwargs": {"a": 1}}, None, "peft_kwargs: they are not passed on", "merge"),
+        ({"generation_kwargs": {"num_beams": 4}}, "vllm", "num_beams=4", "remove it"),
+        ({"generation_kwargs": {"num_beams": 4}}, None, "num_beams=4", "remove it"),
+        ({"generation_kwargs": {"num_return_sequences": 2}}, "vllm", "num_return_sequences=2", "remove it"),
+        ({"generation_kwargs": {"no_repeat_ngram_size": 3}}, "vllm", "no_repeat_ngram_size=3", "remove it"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused(
+    change: dict[str, Any], engine: str | None, message: str, hint: str
+) -> None:
+    error = refused({**CHAT, **change}, engine)
+    assert isinstance(error, ConversionError)
+    assert error.message.startswith("llama-3-8b-instruct-hf: ")
+    assert message in error.message
+    assert hint in (error.hint or "")
+
+
+def test_a_misspelt_generation_field_is_found_before_anything_starts() -> None:
+    error = refused({**CHAT, "generation_kwargs": {"temprature": 1}}, "vllm")
+    assert "llama-3-8b-instruct-hf: generation_kwargs.temprature: unknown field" in error.message
+    assert error.hint == "did you mean 'temperature'?"
+
+
+def test_what_is_harmless_is_told() -> None:
+    kwargs = {"device_map": "auto", "trust_remote_code": True, "attn_implementation": "sdpa", "load_in_8bit": False}
+    made = plan({**CHAT, "model_kwargs": {**kwargs, "revision": "abc"}}, "vllm")
+    for key in ("device_map", "attn_implementation", "load_in_8bit"):
+        target, note = row(made, f"model_kwargs.{key}")
+        assert target == ""
+        assert note
+    assert row(made, "model_kwargs.trust_remote_code")[0] == "--trust-remote-code True"
+    assert (launch(made).trust_remote_code, launch(made).revision, launch(made).model_kwargs) == (True, "abc", {})
+    assert made.prompt.trust_remote_code
+    on_transformers = launch(plan({**CHAT, "model_kwargs": kwargs}))
+    assert on_transformers.model_kwargs == {"device_map": "auto", "attn_implementation": "sdpa", "load_in_8bit": False}
+
+
+def test_greedy_says_so_in_the_table() -> None:
+    kwargs = {"temperature": 0.7, "top_p": 0.9, "pad_token_id": 0, "repetition_penalty": 1.1}
+    made = plan({**CHAT, "generation_kwargs": kwargs}, "vllm")
+    assert row(made, "generation_kwargs.temperature") == ("", "greedy, because do_sample is not set")
+    assert row(made, "generation_kwargs.pad_token_id") == ("", "no token depends on it")
+    assert row(made, "generation_kwargs.repetition_penalty") == ("the sampling block", "")
+    made = plan({**CHAT, "generation_kwargs": {**kwargs, "do_sample": True}}, "vllm")
+    assert row(made, "generation_kwargs.temperature") == ("the sampling block", "")
+
+
+@pytest.mark.parametrize("entry", [CHAT, API, {"type": "VLLM", "path": "x"}])
+def test_white_space_around_a_path(entry: dict[str, Any]) -> None:
+    made = plan({**entry, "path": " org/name \n"})
+    assert (launch(made).path if made.launch else endpoint(made).model) == "org/name"
+    assert any(r.target == "'org/name'" and r.note == "white space around it removed" for r in made.translation)
+    assert "path: it is empty" in refused({**entry, "path": " "}).message
+
+
+# ---- -a openai
+
+
+def test_a_server_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refused(CHAT, "openai")
+    assert "no server given" in error.message
+    assert "--api-base" in (error.hint or "")
+    assert "OPENAI_BASE_URL" in (error.hint or "")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://from-env:8000")
+    assert endpoint(plan(CHAT, "openai")).base_urls == ("http://from-env:8000/v1",)
+    made = plan(CHAT, "openai", api_base="http://given:1/v1/", api_key=SECRET, api_model="other")
+    assert endpoint(made).base_urls == ("http://given:1/v1",)
+    assert (endpoint(made).keys, endpoint(made).model, endpoint(made).ids_wanted) == ((SECRET,), "other", True)
+    assert row(made, "path")[0] == '"model": "other"'
+
+
+@pytest.mark.parametrize(
+    ("address", "base"),
+    [
+        ("http://h:23333/v1", "http://h:23333/v1"),
+        ("http://h:23333/v1/", "http://h:23333/v1"),
+        ("http://h:23333/v1/chat/completions", "http://h:23333/v1"),
+        ("http://h:23333/v1/chat/completions/", "http://h:23333/v1"),
+        ("http://h:23333/v1/completions", "http://h:23333/v1"),
+        ("http://h:23333", "http://h:23333/v1"),
+        ("http://h:23333/", "http://h:23333/v1"),
+        (" https://api.x.com/openai/v4 ", "https://api.x.com/openai/v4"),
+        ("https://[::1]:8000", "https://[::1]:8000/v1"),
+    ],
+)
+def test_addresses_in_every_form(address: str, base: str) -> None:
+    assert base_url(address) == base
+    assert endpoint(plan({**API, "openai_api_base": address})).base_urls == (base,)
+    assert endpoint(plan(CHAT, "openai", api_base=address)).base_urls == (base,)
+
+
+@pytest.mark.parametrize("address", ["h:8000", "ftp://h/v1", "YOUR_API_BASE", "http://", "/v1", "http://[::1"])
+def test_what_is_no_address(address: str) -> None:
+    for error in (refused({**API, "openai_api_base": address}), refused(CHAT, "openai", api_base=address)):
+        assert f"not an http address: '{address}'" in error.message
+        assert "http://HOST:PORT/v1" in (error.hint or "")
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_an_address_or_an_error(text: str) -> None:
+    try:
+        base = base_url(text)
+    except ConfigError:
+        return
+    assert re.match(r"https?://", base, re.IGNORECASE)
+    assert base_url(base) == base
+
+
+# ---- engine specs
+
+
+def test_the_api_config_of_the_issue() -> None:
+    made = plan(
+        {
+            **API,
+            "key": "EMPTY",
+            "path": "Meta-Llama-3-8B-Instruct ",
+            "tokenizer_path": "meta-llama/Meta-Llama-3-8B-Instruct",
+            "rpm_verbose": True,
+            "meta_template": API_TEMPLATE,
+            "query_per_second": 1,
+            "max_out_len": 1024,
+            "max_seq_len": 4096,
+            "temperature": 0.01,
+            "batch_size": 8,
+            "retry": 3,
+        }
+    )
+    server = endpoint(made)
+    assert (server.model, server.keys, server.retry, server.query_per_second, server.max_in_flight) == (
+        "Meta-Llama-3-8B-Instruct",
+        (),
+        3,
+        1,
+        8,
+    )
+    assert made.sampling.generation_kwargs["temperature"] == 0.01
+    assert made.sampling.generation_kwargs["do_sample"] is True
+    assert made.sampling.apply_generation_config is False
+    assert (made.prompt.max_seq_len, made.prompt.overlong) == (4096, "error")
+    assert made.prompt.tokenizer_path == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert "1 requests a second" in row(made, "query_per_second")[1]
+
+
+def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys(**change: Any) -> tuple[str, ...]:
+        return endpoint(plan({**API, **change})).keys
+
+    assert keys(key="ENV") == ()
+    monkeypatch.setenv("OPENAI_API_KEY", "a1, b2 ,,c3")
+    assert keys() == keys(key="ENV") == keys(key=["ENV"]) == ("a1", "b2", "c3")
+    assert keys(key="own") == ("own",)
+    assert keys(key=["one", "two"]) == ("one", "two")
+    assert keys(key="EMPTY") == keys(key=["EMPTY"]) == ()
+    assert endpoint(plan(CHAT, "openai", api_base="http://h")).keys == ("a1", "b2", "c3")
+    assert endpoint(plan(API, api_key="given")).keys == ("given",)
+
+
+@pytest.mark.parametrize(("kind", "default"), [("OpenAI", "api.openai.com"), ("OpenAISDK", "api.openai.com")])
+def test_where_an_api_is_when_nobody_says(kind: str, default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"type": kind, "path": "m"}
+    assert endpoint(plan(entry)).base_urls == (f"https://{default}/v1",)
+    assert endpoint(plan({**entry, "openai_api_base": []})).base_urls == (f"https://{default}/v1",)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://local:1/v1")
+    assert endpoint(plan(entry)).base_urls == ("http://local:1/v1",)
+    several = {**entry, "openai_api_base": ["http://a/v1", "http://b/v1/chat/completions"]}
+    assert endpoint(plan(several)).base_urls == ("http://a/v1", "http://b/v1")
+    assert endpoint(plan(several, api_base="http://c")).base_urls == ("http://c/v1",)
+
+
+def test_the_temperature_of_an_api() -> None:
+    unset = plan(API)
+    assert not unset.sampling.generation_kwargs["do_sample"]
+    assert row(unset, "temperature")[0] == '"temperature": 0'
+    zero = plan({**API, "temperature": 0.0, "generation_kwargs": {"temperature": 0.7}})
+    assert zero.sampling.generation_kwargs == {"do_sample": False, "top_k": 0, "top_p": 1.0, "temperature": 0.0}
+    of_kwargs = plan({**API, "generation_kwargs": {"temperature": 0.7}})
+    assert of_kwargs.sampling.generation_kwargs["do_sample"] is True
+    assert not [r for r in of_kwargs.translation if "unset" in r.source]
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        ({"openai_proxy_url": "http://p:1"}, "openai_proxy_url is not supported", "HTTPS_PROXY"),
+        ({"http_client_cfg": {"verify": False}}, "http_client_cfg", "timeout="),
+        ({"generation_kwargs": {"max_tokens": 3}}, "generation_kwargs.max_tokens: unknown field", "max_new_tokens"),
+    ],
+)
+def test_what_an_api_config_cannot_say(change: dict[str, Any], message: str, hint: str) -> None:
+    error = refused({**API, **change})
+    assert message in error.message
+    assert hint in (error.hint or "")
+
+
+def test_vllm_specs_run_as_they_are() -> None:
+    entry = {
+        "type": "VLLMwithChatTemplate",
+        "abbr": "m-vllm",
+        "path": "org/m",
+        "model_kwargs": {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "dtype": "half"},
+        "generation_kwargs": {"temperature": 0},
+        "run_cfg": {"num_gpus": 4, "num_procs": 2},
+    }
+    for engine in (None, "vllm"):
+        made = plan(entry, engine, engine_args={"enforce_eager": True})
+        assert (made.engine, made.abbr) == ("vllm", "m-vllm")
+        assert (launch(made).num_gpus, launch(made).dtype) == (2, "float16")
+        assert launch(made).engine_args == {"gpu_memory_utilization": 0.5, "enforce_eager": True}
+    assert row(made, "model_kwargs.tensor_parallel_size")[0] == "--tensor-parallel-size 2"
+    assert row(made, "model_kwargs.gpu_memory_utilization")[0] == "--gpu-memory-utilization"
+    assert row(made, "run_cfg.num_procs") == ("", "processes are the engine's own")
+    del entry["model_kwargs"]
+    assert launch(plan(entry)).num_gpus == 4
+
+
+def test_vllm_base_models_have_the_templates_they_ask_for() -> None:
+    entry = {"type": "VLLM", "path": "org/m"}
+    assert plan(entry).prompt.roles == ()
+    assert (plan(entry).prompt.template, plan(entry).prompt.max_seq_len) == ("base", 2048)
+    template = {
+        "round": [
+            {"role": "HUMAN", "begin": "USER: ", "end": " "},
+            {"role": "BOT", "begin": "ASSISTANT: ", "end": "</s>", "generate": True},
+        ]
+    }
+    assert plan({**entry, "meta_template": template}).prompt.roles == (
+        Role("HUMAN", "user", "USER: ", " "),
+        Role("BOT", "assistant", "ASSISTANT: ", "</s>", generate=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "VLLM", "lora_path": "p"}, "lora_path"),
+        ({"type": "VLLM", "use_fastchat_template": True}, "use_fastchat_template"),
+        ({"type": "VLLMwithChatTemplate", "fastchat_template": "x"}, "fastchat_template"),
+        ({"type": "VLLMwithChatTemplate", "tokenizer_only": True}, "tokenizer_only"),
+        ({"type": "VLLM", "model_kwargs": {"tensor_parallel_size": "many"}}, "tensor_parallel_size: not a number"),
+    ],
+)
+def test_what_a_vllm_config_cannot_say(change: dict[str, Any], message: str) -> None:
+    assert message in refused({"path": "m", **change}).message
+
+
+@pytest.mark.parametrize(
+    ("entry", "engine"), [(API, "vllm"), (API, "transformers"), ({"type": "VLLM", "path": "m"}, "openai")]
+)
+def test_an_engine_spec_cannot_be_moved(entry: dict[str, Any], engine: str) -> None:
+    error = refused(entry, engine)
+    assert f"cannot be moved to '{engine}'" in error.message
+    assert "leave -a out" in (error.hint or "")
+    own = "openai" if entry is API else "vllm"
+    assert plan(entry, own) == plan(entry)
+
+
+def test_engine_flags_are_told_where_they_do_nothing() -> None:
+    assert launch(plan(CHAT, "vllm", engine_args={"x": 1})).engine_args == {"x": 1}
+    for made in (plan(API, engine_args={"x": 1}), plan(CHAT, "openai", api_base="http://h", engine_args={"x": 1})):
+        assert row(made, "--engine-args") == ("", "evalswap does not start this server")
+
+
+# ---- meta_template
+
+
+@pytest.mark.parametrize(
+    ("template", "message", "hint"),
+    [
+        ({"round": [{"role": "HUMAN", "api_role": "USER"}]}, "round[0]: unknown api_role 'USER'", "known: HUMAN"),
+        ({"round": [{"role": "HUMAN", "api_role": "human"}]}, "unknown api_role 'human'", "did you mean 'HUMAN'?"),
+        ({"round": [{"role": "A", "api_role": ["B"]}]}, "unknown api_role", "known: "),
+        ({"round": ["HUMAN"]}, "meta_template.round[0]: a dict with 'role' is wanted", None),
+        ({"round": [{"api_role": "HUMAN"}]}, "meta_template.round[0]: a dict with 'role' is wanted", None),
+        ({"round": {"role": "HUMAN"}}, "meta_template.round: a list is wanted, not dict", None),
+        ({"round": [{"role": "HUMAN", "beginn": "x"}]}, "round[0].beginn: unknown key", "did you mean 'begin'?"),
+        ({"round": [{"role": "HUMAN", "begin": ["x"]}]}, "round[0].begin: a text is wanted, not list", None),
+        ({"rounds": [{"role": "HUMAN"}]}, "meta_template.rounds: unknown key", "did you mean 'round'?"),
+        ({"begin": "<s>", "round": [{"role": "HUMAN"}]}, "meta_template.begin: unknown key", "known: round"),
+        ({"reserved_roles": [{"role": "SYSTEM"}]}, "meta_template has no round", None),
+    ],
+)
+@pytest.mark.parametrize("entry", [API, CHAT, {"type": "VLLM", "abbr": "v", "path": "m"}], ids=lambda e: str(e["type"]))
+def test_a_wrong_meta_template(entry: dict[str, Any], template: dict[str, Any], message: str, hint: str | None) -> None:
+    error = refused({**entry, "meta_template": template})
+    assert error.message.startswith(f"{entry['abbr']}: meta_template")
+    assert message in error.message
+    assert hint is None or hint in (error.hint or "")
+
+
+# ---- secrets
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {**API, "key": SECRET},
+        {**API, "key": [SECRET, "other"]},
+        {**API, "extra_body": {"api_key": SECRET}},
+        {**CHAT, "model_kwargs": {"token": SECRET}, "tokenizer_kwargs": {"token": SECRET}},
+    ],
+)
+def test_a_secret_is_in_no_repr_and_no_table(entry: dict[str, Any]) -> None:
+    made = plan(entry)
+    assert SECRET not in repr(made)
+    assert SECRET not in str(made.translation)
+    assert SECRET in str(dataclasses.asdict(made))  # it is there, where the client needs it
+
+
+def test_the_key_of_the_command_line_is_in_no_repr() -> None:
+    options = EngineOptions("openai", api_base="http://h", api_key=SECRET)
+    assert SECRET not in repr(options)
+    assert SECRET not in repr(convert(parse_model(CHAT, "m"), options))
+
+
+# ---- nothing is dropped in silence
+
+_text = st.text("abc/-", min_size=1, max_size=6).filter(lambda t: bool(t.strip("/")))
+HF_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "abbr": _text,
+    "summarizer_abbr": _text,
+    "run_cfg": st.fixed_dictionaries({"num_gpus": st.integers(2, 8), "num_procs": st.integers(2, 3)}),
+    "max_out_len": st.integers(1, 999),
+    "min_out_len": st.integers(1, 9),
+    "batch_size": st.integers(1, 99),
+    "max_seq_len": st.integers(1, 9999),
+    "meta_template": st.just(API_TEMPLATE),
+    "pred_postprocessor": st.just({"type": "gsm8k_postprocess"}),
+    "model_kwargs": st.dictionaries(
+        st.sampled_from(
+            ["device_map", "torch_dtype", "revision", "trust_remote_code", "load_in_8bit", "max_memory", "x"]
+        ),
+        st.sampled_from(["auto", None, False]),
+        min_size=1,
+    ),
+    "tokenizer_path": _text,
+    "tokenizer_kwargs": st.dictionaries(
+        st.sampled_from(["padding_side", "use_fast", "x"]), st.just("left"), min_size=1
+    ),
+    "peft_path": _text,
+    "peft_kwargs": st.just({"a": 1}),
+    "tokenizer_only": st.just(True),
+    "generation_kwargs": st.dictionaries(
+        st.sampled_from(["temperature", "top_p", "do_sample", "num_beams", "use_cache", "eos_token_id", "seed"]),
+        st.sampled_from([1, 2]),
+        min_size=1,
+    ),
+    "pad_token_id": st.integers(0, 9),
+    "stop_words": st.lists(_text, min_size=1, max_size=2),
+}
+CHAT_FIELDS = {
+    **HF_FIELDS,
+    "fastchat_template": _text,
+    "mode": st.just("mid"),
+    "chat_template_kwargs": st.just({"enable_thinking": False}),
+}
+BASE_FIELDS = {**HF_FIELDS, "drop_middle": st.just(True)}
+
+
+def unnamed(entry: dict[str, Any], made: ModelPlan) -> list[str]:
+    """Return the fields of a config, and the keys of its kwargs, that no row of the table is about."""
+    sources = [row.source for row in made.translation]
+    wanted = []
+    for key, value in entry.items():
+        nested = key in ("model_kwargs", "generation_kwargs", "tokenizer_kwargs")
+        wanted += [f"{key}.{inner}" for inner in value] if nested else [key]
+    return [w for w in wanted if not any(re.match(rf"{re.escape(w)}(\W|$)", source) for source in sources)]
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "openai"])
+@pytest.mark.parametrize("kind", ["HuggingFacewithChatTemplate", "HuggingFaceBaseModel"])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_each_field_of_a_huggingface_config_is_a_row_or_an_error(kind: str, engine: str, data: st.DataObject) -> None:
+    fields = CHAT_FIELDS if kind == "HuggingFacewithChatTemplate" else BASE_FIELDS
+    chosen = data.draw(st.sets(st.sampled_from(sorted(fields)), max_size=6))
+    entry = {name: data.draw(fields[name], label=name) for name in sorted(chosen)}
+    try:
+        made = plan({"type": kind, "path": "org/m", **entry}, engine, api_base="http://h:1")
+    except ConfigError as error:
+        assert error.hint
+        # it names something that the config says
+        assert any(key in error.message for key in entry)
+        return
+    assert unnamed(entry, made) == []
+
+
+@pytest.mark.parametrize("kind", ["HuggingFacewithChatTemplate", "HuggingFaceBaseModel"])
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "openai"])
+def test_the_fields_of_the_test_above_are_all_there_are(kind: str, engine: str) -> None:
+    fields = CHAT_FIELDS if kind == "HuggingFacewithChatTemplate" else BASE_FIELDS
+    assert {"type", "path", *fields} == set(MODEL_SPECS[kind].model_fields)
+
+
+@pytest.mark.parametrize("kind", sorted(MODEL_SPECS))
+def test_each_field_of_each_spec_has_a_place(kind: str) -> None:
+    """Set every field of a spec by itself to something that is not its default; none may be lost."""
+    samples: tuple[Any, ...] = (True, 3, 0.5, "x", "mid", "http://h/v1", ["x"], {"num_procs": 2}, {500: "x"}, {"x": 1})
+    special = {
+        "meta_template": API_TEMPLATE,
+        "model_kwargs": {"revision": "x"},
+        "generation_kwargs": {"seed": 1},
+        "pred_postprocessor": {"type": "x"},
+        "openai_api_base": "http://h/v1",
+    }
+    spec = MODEL_SPECS[kind]
+    for name, info in spec.model_fields.items():
+        if name == "type":
+            continue
+        tried = 0
+        for value in [special[name]] if name in special else samples:
+            entry = {"type": kind, "path": "m", name: value}
+            try:
+                parsed = parse_model(entry, "m")
+                if getattr(parsed, name) == info.get_default(call_default_factory=True):
+                    continue
+                tried += 1
+                made = convert(parsed, EngineOptions())
+            except ConversionError as error:
+                assert name in error.message
+            except ConfigError:
+                continue
+            else:
+                assert unnamed({name: value}, made) == [], (kind, name)
+        assert tried, (kind, name)
+
+
+def test_the_fields_settled_by_evalswap_are_fields() -> None:
+    known = {name for spec in MODEL_SPECS.values() for name in spec.model_fields}
+    assert set(SETTLED) <= known
+
+
+def test_a_plan_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversion reads no file and opens no connection: a dry run needs neither model nor network."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("not pure")
+
+    for name in ("builtins.open", "socket.create_connection", "socket.socket.connect", "pathlib.Path.is_file"):
+        monkeypatch.setattr(name, fail)
+    plan(CHAT, "vllm")
+    plan(API)
+    plan(CHAT, "openai", api_base="http://h:1")
