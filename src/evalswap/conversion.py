@@ -383,13 +383,17 @@ def _from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
     table.add("(messages)", "sent as they are", "template applied by the server")
     if spec.tokenizer_path:
         table.add("tokenizer_path", "counts tokens against max_seq_len", "loaded only if a prompt might be too long")
-    if spec.max_seq_len is not None:
+    if spec.max_seq_len is None:
+        table.add("max_seq_len (unset)", "", "the server decides what is too long")
+    else:
         table.add(f"max_seq_len={spec.max_seq_len}", "evalswap", "an overlong prompt is an error, never cut")
     if spec.mode != "none":
         table.add(f"mode={spec.mode}", "", "an overlong prompt is an error, never cut")
     window = spec.max_workers or spec.batch_size
     table.add("max_workers" if spec.max_workers else f"batch_size={window}", f"{window} requests in flight")
-    if spec.query_per_second is not None:
+    if spec.query_per_second is None:
+        table.add("query_per_second (unset)", "", "no rate limit")
+    else:
         note = (
             f"at most {spec.query_per_second:g} requests a second, however fast the server is: raise it for a local one"
         )
@@ -645,6 +649,8 @@ class _Table:
 
     def settle(self, field: str) -> None:
         """Add a field that no engine needs to be told about."""
+        if field not in SETTLED:
+            raise ConversionError(f"{self.abbr}: {field} means nothing to {self.engine}", "remove it")
         self.add(field, *SETTLED[field])
 
     def refuse(self, key: str, why: str, what_to_do: str) -> None:
