@@ -6,8 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .demo/SmolLM2-135M-Instruct
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Measured beside each other, both engines get the same number of threads.
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test setup engines model lint clean
 

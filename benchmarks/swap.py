@@ -3,8 +3,8 @@
     python benchmarks/swap.py [--limit 64]
 
 One run on one machine, one after another, on the same prompts: read the ratios. Needs the demo model
-(`make model`), both engines (`make engines`) and GSM8K's test.jsonl (EVALSWAP_DATA, see the README). On a CPU
-each engine gets OMP_NUM_THREADS threads (1 unless set): two threads of an engine on two busy cores are slower.
+(`make model`), both engines (`make engines`) and GSM8K's test.jsonl (EVALSWAP_DATA, see the README). On a CPU each
+engine gets OMP_NUM_THREADS threads, or one for each core; on a machine that does other work at the time, set it to 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--limit", type=int, default=64, help="questions")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         reference = evaluate(work, arguments.limit)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalswap.config.specs import MODEL_SPECS, parse_model
-from evalswap.conversion import SETTLED, EngineOptions, base_url, convert
+from evalswap.conversion import EngineOptions, convert
+from evalswap.conversion.api import base_url
+from evalswap.conversion.translation import SETTLED
 from evalswap.errors import EXIT_USAGE, ConfigError, ConversionError
 from evalswap.plan import EndpointPlan, LaunchPlan, ModelPlan, Role
 

@@ -199,7 +199,8 @@ def test_killed_at_any_moment_nothing_is_asked_twice(command: Command) -> None:
         for _ in range(4):
             process = command.start("run", config, "-w", command.work)
             deadline = time.monotonic() + 60
-            while len(server.asked) < min(QUESTIONS, len(asked_before) + 12) and time.monotonic() < deadline:
+            wanted = min(QUESTIONS, len(asked_before) + 12)
+            while len(server.asked) < wanted and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -217,7 +218,7 @@ def test_killed_at_any_moment_nothing_is_asked_twice(command: Command) -> None:
 def test_interrupted_says_how_to_go_on(command: Command) -> None:
     with serving(FakeServer(latency=0.2)) as server:
         process = command.start("run", command.config(server, window=2), "-w", command.work)
-        while not server.asked:
+        while not server.asked and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=20)

@@ -173,7 +173,7 @@ def test_an_engine_that_dies_mid_run(bench: Bench, transformers_python: str, tmp
     config = mine.config(length=64)
     process = mine.start("run", config, "-w", mine.work, "--limit", LIMIT)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not stored(mine.work):
+    while time.monotonic() < deadline and process.poll() is None and not stored(mine.work):
         time.sleep(0.05)
     for pid in engine_pids(process):
         os.kill(pid, signal.SIGKILL)
@@ -208,7 +208,7 @@ def test_ctrl_c_leaves_no_engine_behind(bench: Bench, transformers_python: str, 
     mine = Bench(tmp_path, bench.model)
     process = mine.start("run", mine.config(length=64), "-w", mine.work, "--limit", LIMIT)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not stored(mine.work):
+    while time.monotonic() < deadline and process.poll() is None and not stored(mine.work):
         time.sleep(0.05)
     engine = engine_pids(process)
     assert engine

@@ -296,11 +296,13 @@ def _dry_run(
     experiment: Experiment, plans: Sequence[ModelPlan], arguments: argparse.Namespace, console: Console
 ) -> int:
     from evalswap.engines.registry import managed_engine
+    from evalswap.inference.model_run import check_sampling
     from evalswap.reporting.screens import show_plan
     from evalswap.serving.environments import find_interpreter
 
     for plan in plans:
         show_plan(console, plan, [(dataset, None) for dataset in experiment.datasets])
+        check_sampling(plan, experiment.datasets)
         if plan.launch is None:
             continue
         engine = managed_engine(plan.engine)

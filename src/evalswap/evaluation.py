@@ -21,7 +21,7 @@ from evalswap.benchmarks.registry import Rows, find_loader
 from evalswap.config.experiment import Experiment
 from evalswap.config.specs import DatasetSpec
 from evalswap.errors import EXIT_FAILED, EXIT_OK, ConfigError, DataError, EvalswapError, StoreError
-from evalswap.inference.model_run import Job, ModelRun, Outcome
+from evalswap.inference.model_run import Job, ModelRun, Outcome, check_sampling
 from evalswap.plan import ModelPlan
 from evalswap.redaction import Redactor, secrets_in
 from evalswap.reporting import summary
@@ -69,6 +69,8 @@ class Evaluation:
         options = self.options
         if options.mode in ("eval", "viz") and not options.reuse:
             raise ConfigError(f"--mode {options.mode} works on an earlier run", "add -r (the latest) or -r TIMESTAMP")
+        for plan in self.plans:
+            check_sampling(plan, self.experiment.datasets)
         scorers = {
             (plan.abbr, dataset.abbr): Scorer(dataset, plan.pred_postprocessor)
             for plan in self.plans

@@ -141,13 +141,18 @@ class ManagedEngine(Engine):
 
 
 def offline_environment() -> dict[str, str]:
-    """Return what keeps an engine off the network and its threads off each other.
+    """Return what keeps an engine off the network and gives every engine the same number of threads on a CPU.
 
-    Two threads of an engine on a busy 2-core machine run several times slower than one, so on a CPU one core
-    stays free for the client.
+    All cores, unless OMP_NUM_THREADS says otherwise: on a machine that is busy with other work fewer are faster.
     """
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 2) - 1))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(_usable_cores())
     return {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def flags(arguments: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -389,6 +389,23 @@ class ModelRun:
     def _count(self, scorer: Scorer, text: str, gold: str) -> None:
         scored = scorer.score(text, gold)
         self.tally.right += bool(scored.metrics[scorer.metrics[0]])
+
+
+def check_sampling(plan: ModelPlan, datasets: Sequence[DatasetSpec]) -> None:
+    """Raise ConversionError now, not minutes later, for sampling that the engine refuses.
+
+    What only the model's files say (its generation_config.json) is checked when they are read.
+    """
+    engine: Engine
+    if plan.endpoint is not None:
+        engine = OpenAICompatible(plan.endpoint, by_ids=plan.endpoint.ids_wanted)
+    else:
+        engine = managed_engine(plan.engine)
+    for dataset in datasets:
+        cfg = dataset.infer_cfg.inferencer
+        engine.native_sampling(
+            resolve_sampling(plan.sampling, {}, max_out_len=cfg.max_out_len, min_out_len=cfg.min_out_len)
+        )
 
 
 def resolve_launch(

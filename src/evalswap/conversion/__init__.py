@@ -1,0 +1,43 @@
+"""From a config's spec to a plan for an engine: its own, or the one asked for with ``-a``.
+
+Pure: nothing here reads a file or opens a connection. Each field of the spec ends as a row of the
+translation table: carried over, done by evalswap itself, without a counterpart (and why that is harmless),
+or a ConversionError that says what to do. Nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+from evalswap.config.specs import VLLM, HuggingFaceSpec, ModelSpec, OpenAI, VLLMwithChatTemplate
+from evalswap.conversion.api import from_api
+from evalswap.conversion.huggingface import from_huggingface
+from evalswap.conversion.options import EngineOptions
+from evalswap.conversion.vllm import from_vllm
+from evalswap.errors import ConversionError
+from evalswap.plan import ModelPlan
+
+__all__ = ["EngineOptions", "convert"]
+
+
+def convert(spec: ModelSpec, options: EngineOptions) -> ModelPlan:
+    """Plan a model for the asked engine, or for the spec's own when none is asked.
+
+    Raises ConversionError where the answer of the engine could not mean the same.
+    """
+    if isinstance(spec, HuggingFaceSpec):
+        return from_huggingface(spec, options)
+    if isinstance(spec, (VLLM, VLLMwithChatTemplate)):
+        _refuse_accelerator(spec, options, own="vllm")
+        return from_vllm(spec, options)
+    if isinstance(spec, OpenAI):
+        _refuse_accelerator(spec, options, own="openai")
+        return from_api(spec, options)
+    raise ConversionError(f"{spec.abbr}: evalswap cannot run a model of type {spec.type}")
+
+
+def _refuse_accelerator(spec: ModelSpec, options: EngineOptions, own: str) -> None:
+    if options.accelerator not in (None, own):
+        raise ConversionError(
+            f"{spec.abbr}: a {spec.type} model cannot be moved to '{options.accelerator}'",
+            "-a moves HuggingFacewithChatTemplate and HuggingFaceBaseModel specs; "
+            f"leave -a out to run this one as it is ({own})",
+        )

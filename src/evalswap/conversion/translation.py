@@ -1,0 +1,196 @@
+"""The translation table of one spec, and the rows that several kinds of spec share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from evalswap.config.specs import HuggingFaceSpec, ModelSpec
+from evalswap.conversion.options import EngineOptions
+from evalswap.errors import ConfigError, ConversionError
+from evalswap.prompting.sampling import DRAWN_FIELDS, EFFECTLESS_FIELDS, check_fields
+from evalswap.records import TranslationRow
+
+# What becomes of a field that no engine needs to be told about: evalswap does it, or it has no bearing.
+SETTLED: Mapping[str, tuple[str, str]] = {
+    "abbr": ("names the results", ""),
+    "summarizer_abbr": ("names the column of the summary", ""),
+    "pred_postprocessor": ("evalswap, on each answer", ""),
+    "tokenizer_path": ("evalswap's tokenizer", ""),
+    "meta_template": ("roles, mapped by evalswap", ""),
+    "chat_template_kwargs": ("the chat template, rendered by evalswap", ""),
+    "max_seq_len": ("evalswap", "overlong prompts are cut, and counted"),
+    "mode": ("evalswap", "overlong prompts are cut in the middle"),
+    "drop_middle": ("evalswap", "overlong prompts are cut in the middle"),
+    "batch_size": ("", "no batches: requests go out one by one, many in flight"),
+    "pad_token_id": ("", "nothing is padded"),
+    "peft_path": ("", "the server must have loaded the adapter"),
+    "peft_kwargs": ("", "the server must have loaded the adapter"),
+    "run_cfg": ("", "the server was started with its own devices"),
+    "retry": ("evalswap", "a request that fails is sent again"),
+    "timeout": ("evalswap", "seconds until a request counts as failed"),
+    "org": ('"OpenAI-Organization"', "the first of them"),
+    "rpm_verbose": ("", "the progress line shows the rate"),
+    "verbose": ("", "the run's log has every failure"),
+    "think_tag": ("put between reasoning and answer", ""),
+    "extra_body": ("merged into each request", "what it says wins over the sampling block"),
+    "openai_extra_kwargs": ("merged into each request", "what it says wins over the sampling block"),
+    "status_code_mappings": ("evalswap", "these answers count as text"),
+    "key": ('"Authorization"', "EMPTY sends none; never shown or stored"),
+    "openai_proxy_url": ("the environment's proxy", ""),
+    "logprobs": ("", "not used by any score"),
+    "top_logprobs": ("", "not used by any score"),
+}
+
+
+class Translation:
+    """Collects the translation of one spec, and sees to it that no field is left out."""
+
+    FLAGS: Mapping[str, Mapping[str, str]] = {
+        "transformers": {
+            "dtype": "--dtype",
+            "batch_size": "--batch-size",
+            "pad_token_id": "--pad-token-id",
+            "peft_path": "--peft-path",
+            "trust_remote_code": "--trust-remote-code",
+            "num_gpus": 'device_map="auto" over GPUs:',
+            "max_seq_len": "context:",
+        },
+        "vllm": {
+            "dtype": "--dtype",
+            "trust_remote_code": "--trust-remote-code",
+            "num_gpus": "--tensor-parallel-size",
+            "max_seq_len": "--max-model-len",
+        },
+    }
+
+    def __init__(self, spec: ModelSpec, engine: str) -> None:
+        self.spec = spec
+        self.abbr = spec.abbr
+        self.engine = engine
+        self._rows: list[TranslationRow] = []
+
+    def add(self, source: str, target: str, note: str = "") -> None:
+        self._rows.append(TranslationRow(source, target, note))
+
+    def flag(self, field: str, value: object, note: str = "", source: str | None = None) -> None:
+        """Add a field that the engine is told with a flag of its own."""
+        flag = self.FLAGS.get(self.engine, {}).get(field)
+        self.add(source or field, f"{flag} {value}" if flag else "", note)
+
+    def settle(self, field: str) -> None:
+        """Add a field that no engine needs to be told about."""
+        if field not in SETTLED:
+            raise ConversionError(f"{self.abbr}: {field} means nothing to {self.engine}", "remove it")
+        self.add(field, *SETTLED[field])
+
+    def refuse(self, key: str, why: str, what_to_do: str) -> None:
+        """Raise ConversionError if the spec sets ``key``."""
+        if getattr(self.spec, key, None):
+            raise ConversionError(f"{self.abbr}: {key}: {why}", what_to_do)
+
+    def stripped_path(self, path: str) -> str:
+        stripped = path.strip()
+        if not stripped:
+            raise ConfigError(f"{self.abbr}: path: it is empty")
+        if stripped != path:
+            self.add(f"path={path!r}", repr(stripped), "white space around it removed")
+        return stripped
+
+    def rows(self) -> tuple[TranslationRow, ...]:
+        """Return the table, complete: a field that the config sets and nobody spoke of gets its row here."""
+        named = {re.split(r"\W", row.source, maxsplit=1)[0] for row in self._rows}
+        for key, info in type(self.spec).model_fields.items():
+            set_to_something = getattr(self.spec, key) != info.get_default(call_default_factory=True)
+            if key in self.spec.model_fields_set and set_to_something and key not in {"type", *named}:
+                self.settle(key)
+        return tuple(self._rows)
+
+
+def engine_generation_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine configs sample as soon as they name a temperature; HuggingFace's need do_sample as well."""
+    return {"do_sample": bool(kwargs.get("temperature")), "top_k": 0, "top_p": 1.0, **kwargs}
+
+
+def take_dtype(kwargs: dict[str, Any], table: Translation) -> str:
+    """Take the dtype out of a config's model_kwargs."""
+    given = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
+    value = next((value for value in given.values() if value is not None), "auto")
+    name = str(value).removeprefix("torch.")
+    name = {"float": "float32", "half": "float16"}.get(name, name)
+    if name not in ("auto", "float32", "float16", "bfloat16"):
+        where = f"{table.abbr}: model_kwargs.{next(iter(given))}"
+        raise ConfigError(f"{where}: unknown dtype '{name}'", "use auto, float32, bfloat16 or float16")
+    for source in [f"model_kwargs.{key}" for key in given] or ["dtype"]:
+        table.flag("dtype", name, "the checkpoint's dtype" if name == "auto" else "", source=source)
+    return name
+
+
+def take_revision(kwargs: dict[str, Any], table: Translation) -> str | None:
+    """Take the revision of the files out of a config's model_kwargs."""
+    if "revision" not in kwargs:
+        return None
+    revision = kwargs.pop("revision")
+    table.add(f"model_kwargs.revision={revision}", "the revision of the files")
+    return str(revision) if revision else None
+
+
+def trusts(kwargs: Mapping[str, Any]) -> bool:
+    return bool(kwargs.get("trust_remote_code", False))
+
+
+def take_trust_remote_code(kwargs: dict[str, Any], table: Translation) -> bool:
+    """Take trust_remote_code out of a config's model_kwargs."""
+    if "trust_remote_code" not in kwargs:
+        return False
+    trust = bool(kwargs.pop("trust_remote_code"))
+    note = "the checkpoint's own code is run because the config asks for it" if trust else ""
+    table.flag("trust_remote_code", trust, note, source="model_kwargs.trust_remote_code")
+    return trust
+
+
+def context_row(spec: ModelSpec, table: Translation) -> None:
+    context = f"{spec.max_seq_len} + max_out_len" if spec.max_seq_len else "the model's own limit"
+    table.flag("max_seq_len", context, "overlong prompts are cut by evalswap, and counted")
+
+
+def device_rows(spec: ModelSpec, gpus: int, table: Translation) -> None:
+    table.flag("num_gpus", gpus, source="run_cfg.num_gpus")
+    if spec.run_cfg.num_procs != 1:
+        table.add("run_cfg.num_procs", "", "processes are the engine's own")
+
+
+def engine_arg_rows(options: EngineOptions, table: Translation) -> None:
+    started = table.engine != "openai"
+    for key, value in options.engine_args.items():
+        target = "the engine's flag, verbatim" if started else ""
+        table.add(f"--engine-args {key}={value}", target, "" if started else "evalswap does not start this server")
+
+
+def sampling_rows(spec: ModelSpec, table: Translation) -> None:
+    if spec.max_out_len is not None:
+        table.add(f"max_out_len={spec.max_out_len}", "max_new_tokens", "the dataset's own value wins")
+    if spec.min_out_len is not None:
+        table.add(f"min_out_len={spec.min_out_len}", "min_new_tokens", "the dataset's own value wins")
+    words = getattr(spec, "stop_words", [])
+    if words:
+        table.add(
+            f"stop_words={words}",
+            "stop ids where a word is one special token, else stop texts",
+            "cut once more by evalswap",
+        )
+    kwargs = getattr(spec, "generation_kwargs", {})
+    try:
+        check_fields(kwargs)
+    except ConfigError as error:
+        raise type(error)(f"{spec.abbr}: {error.message}", error.hint) from None
+    greedy = isinstance(spec, HuggingFaceSpec) and not kwargs.get("do_sample")
+    for key, value in kwargs.items():
+        if key in EFFECTLESS_FIELDS:
+            target, note = "", "no token depends on it"
+        elif greedy and key in DRAWN_FIELDS:
+            target, note = "", "greedy, because do_sample is not set"
+        else:
+            target, note = "the sampling block", ""
+        table.add(f"generation_kwargs.{key}={value!r}", target, note)
