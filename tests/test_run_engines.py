@@ -170,7 +170,7 @@ def test_stop_words_and_base_models_agree(bench: Bench, vllm_server: str, transf
 
 def test_an_engine_that_dies_mid_run(bench: Bench, transformers_python: str, tmp_path: Path) -> None:
     mine = Bench(tmp_path, bench.model)
-    config = mine.config(length=64)
+    config = mine.config(length=24)
     process = mine.start("run", config, "-w", mine.work, "--limit", LIMIT)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and not stored(mine.work):
@@ -206,7 +206,7 @@ def test_an_engine_that_dies_while_loading(bench: Bench, transformers_python: st
 
 def test_ctrl_c_leaves_no_engine_behind(bench: Bench, transformers_python: str, tmp_path: Path) -> None:
     mine = Bench(tmp_path, bench.model)
-    process = mine.start("run", mine.config(length=64), "-w", mine.work, "--limit", LIMIT)
+    process = mine.start("run", mine.config(length=24), "-w", mine.work, "--limit", LIMIT)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and not stored(mine.work):
         time.sleep(0.05)
