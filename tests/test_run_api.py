@@ -192,6 +192,17 @@ def test_a_status_that_the_config_maps_to_a_text_is_an_answer(command: Command) 
     assert command.result()["accuracy"] == 0.0
 
 
+def test_a_hostile_answer_is_only_text(command: Command) -> None:
+    text = "\ud800 [bold red]x[/] <script>alert(1)</script> \x00 \x1b[31m " + "9" * 5000 + " ]" * 3 + " so 12"
+
+    with serving(FakeServer(fault=lambda r, q, a: completion(text))) as server:
+        code, output = command.run(command.config(server), "--limit", "3")
+    assert code == 0, output
+    assert "\x1b[31m" not in output
+    predictions = json.loads((command.folders()[-1] / "predictions/demo-api/demo.json").read_text())
+    assert predictions["0"]["prediction"] == text.replace("\ud800", "\ufffd")
+
+
 def test_killed_at_any_moment_nothing_is_asked_twice(command: Command) -> None:
     with serving(FakeServer(latency=0.05)) as server:
         config = command.config(server, window=4)

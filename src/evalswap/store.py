@@ -117,8 +117,8 @@ class Store:
                 job,
                 item.row,
                 item.key,
-                json.dumps(item.gold, ensure_ascii=False),
-                json.dumps(item.turns, ensure_ascii=False),
+                json.dumps(item.gold),
+                json.dumps(item.turns),
                 item.prompt.text,
                 None if item.prompt.token_ids is None else _pack(item.prompt.token_ids),
                 item.prompt.truncated_from,
@@ -231,7 +231,7 @@ def _response(row: Sequence[Any]) -> Response:
 
 
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()
+    return json.dumps(value, sort_keys=True, default=str).encode()
 
 
 def _pack(ids: Sequence[int]) -> bytes:

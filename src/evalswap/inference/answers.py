@@ -21,7 +21,12 @@ def answer_text(
         text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
     else:
         text = completion.text or ""
-    return before_stop_word(text, sampling.stop)
+    return before_stop_word(storable(text), sampling.stop)
+
+
+def storable(text: str) -> str:
+    """Return a text that can be written anywhere: half a surrogate pair, as JSON can hold, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def before_stop_id(ids: Sequence[int], sampling: Sampling) -> Sequence[int]:

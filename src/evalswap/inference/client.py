@@ -64,7 +64,7 @@ class HttpClient:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the answer's JSON. Raises TransientError or FinalError."""
-        return await self._send("POST", path, json.dumps(body, ensure_ascii=False).encode())
+        return await self._send("POST", path, json.dumps(body).encode())
 
     async def get(self, path: str) -> Any:
         """Return the answer's JSON. Raises TransientError or FinalError."""

@@ -33,6 +33,7 @@ from evalswap.redaction import Redactor
 from evalswap.scoring.scorer import Scorer
 from evalswap.serving.endpoint import identify, takes_ids
 from evalswap.serving.environments import Interpreter, find_interpreter
+from evalswap.serving.launching import context_len_of, resolve_launch
 from evalswap.serving.server import ManagedServer
 from evalswap.store import ContentKeys, Item, Store
 
@@ -230,7 +231,7 @@ class ModelRun:
         if by_ids:
             tokenizer = await asyncio.to_thread(Tokenizer.for_plan, self.plan.prompt)
             checkpoint = find_checkpoint(str(tokenizer.folder))
-            context_len = _context_len(self.plan, checkpoint, self._longest_answer())
+            context_len = context_len_of(self.plan, checkpoint, self._longest_answer())
             how = "token ids, rendered and tokenised by evalswap"
         else:
             how = "messages; template applied by the server"
@@ -406,37 +407,6 @@ def check_sampling(plan: ModelPlan, datasets: Sequence[DatasetSpec]) -> None:
         engine.native_sampling(
             resolve_sampling(plan.sampling, {}, max_out_len=cfg.max_out_len, min_out_len=cfg.min_out_len)
         )
-
-
-def resolve_launch(
-    plan: LaunchPlan, model: ModelPlan, checkpoint: Checkpoint, found: Interpreter, longest_answer: int
-) -> Launch:
-    """Fill in what only the model's files and the interpreter tell."""
-    return Launch(
-        model=checkpoint.folder,
-        dtype=checkpoint.dtype or "auto" if plan.dtype == "auto" else plan.dtype,
-        context_len=_context_len(model, checkpoint, longest_answer),
-        num_gpus=plan.num_gpus,
-        batch_size=plan.batch_size,
-        trust_remote_code=plan.trust_remote_code,
-        device=found.device,
-        pad_token_id=plan.pad_token_id,
-        peft_path=plan.peft_path,
-        model_kwargs=plan.model_kwargs,
-        engine_args=plan.engine_args,
-    )
-
-
-DEFAULT_CONTEXT = 4096  # where neither the config nor the checkpoint says
-
-
-def _context_len(plan: ModelPlan, checkpoint: Checkpoint, longest_answer: int) -> int:
-    """Return the tokens of the longest prompt and answer together, within what the model was made for."""
-    limit = checkpoint.context_len
-    if plan.prompt.max_seq_len is None:
-        return limit or DEFAULT_CONTEXT
-    wanted = plan.prompt.max_seq_len + longest_answer
-    return min(wanted, limit) if limit else wanted
 
 
 def _drain(requests: Iterator[Request]) -> None:
