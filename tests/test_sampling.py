@@ -21,7 +21,7 @@ LLAMA = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 4096
 QWEN = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
 
 
-def hf(generation_config: dict[str, Any] | None = None, **kwargs: Any) -> Sampling:
+def hf(generation_config: dict[str, Any] | None = None, /, **kwargs: Any) -> Sampling:
     return resolve_sampling(SamplingPlan(generation_kwargs=kwargs), generation_config or {}, max_out_len=10)
 
 
