@@ -83,6 +83,17 @@ class Launch:
     peft_path: str | None = None
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     engine_args: Mapping[str, Any] = field(default_factory=dict)
+    answers: int | None = None  # how many answers are wanted at most, None for a server without end
+    answer_tokens: int | None = None  # and how many tokens they have at most, all together
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy an engine says it is."""
+
+    running: int  # requests that are being worked on
+    waiting: int  # requests in its queue
+    cache_used: float | None = None  # share of its KV cache, 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +136,7 @@ class ManagedEngine(Engine):
 
     distributions: ClassVar[tuple[str, ...]]  # the Python packages that carry it, any of them
     health_path: ClassVar[str] = "/health"
+    load_path: ClassVar[str | None] = None  # where the engine tells its load; None if it does not
     start_deadline: ClassVar[float] = 1800.0  # seconds; large models load slowly
 
     @abstractmethod
@@ -137,7 +149,11 @@ class ManagedEngine(Engine):
 
     @abstractmethod
     def window(self, launch: Launch) -> int:
-        """Return how many requests to keep in flight."""
+        """Return how many requests to keep in flight at most."""
+
+    def read_load(self, content: str) -> EngineLoad | None:
+        """Return what the body of a GET of ``load_path`` says; None if it does not tell the load."""
+        return None
 
 
 def offline_environment() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -16,7 +15,7 @@ from typing import Any
 from evalswap.benchmarks.registry import Rows
 from evalswap.checkpoint import Checkpoint, find_checkpoint
 from evalswap.config.specs import DatasetSpec
-from evalswap.engines.base import Engine, Launch, ManagedEngine
+from evalswap.engines.base import Engine
 from evalswap.engines.openai import OpenAICompatible
 from evalswap.engines.registry import managed_engine
 from evalswap.errors import ConversionError, EvalswapError
@@ -32,8 +31,7 @@ from evalswap.records import EngineIdentity, Failure, Request, Response, Samplin
 from evalswap.redaction import Redactor
 from evalswap.scoring.scorer import Scorer
 from evalswap.serving.endpoint import identify, takes_ids
-from evalswap.serving.environments import Interpreter, find_interpreter
-from evalswap.serving.launching import context_len_of, resolve_launch
+from evalswap.serving.launching import Workload, context_len_of, prepare_engine
 from evalswap.serving.server import ManagedServer
 from evalswap.store import ContentKeys, Item, Store
 
@@ -121,21 +119,13 @@ class ModelRun:
     # -- engines that evalswap starts ------------------------------------------------------------------
 
     async def _ask_managed(self, plan: LaunchPlan, stack: AsyncExitStack) -> None:
-        engine = managed_engine(self.plan.engine)
-        found = find_interpreter(engine.name, engine.distributions, self.engine_python)
-        checkpoint = await asyncio.to_thread(find_checkpoint, plan.path, plan.revision)
-        launch = resolve_launch(plan, self.plan, checkpoint, found, self._longest_answer())
-        version = found.version or "unknown"
-        self._set_identity(engine, version, found, checkpoint, launch)
-        server = ManagedServer(
-            engine.name,
-            lambda port: engine.command(launch, found.path, port),
-            log_path=self.logs / f"{self.plan.abbr.replace('/', '_')}.log",
-            health_path=engine.health_path,
-            env=engine.environment(launch),
-            start_deadline=engine.start_deadline,
-            redact=self.redact,
-        )
+        prepared = await asyncio.to_thread(prepare_engine, self.plan, plan, self._workload(), self.engine_python)
+        engine, launch, checkpoint = prepared.engine, prepared.launch, prepared.checkpoint
+        self.outcome.engine = prepared.identity
+        facts = prepared.facts()
+        self._keys = ContentKeys(facts)
+        self.outcome.facts = facts | prepared.description()
+        server = prepared.server(self.logs / f"{self.plan.abbr.replace('/', '_')}.log", self.redact)
         stack.push_async_callback(server.stop)
         # The engine loads while prompts are rendered, unless everything may be stored already.
         if not self.store.knows(self._keys.source):
@@ -147,7 +137,7 @@ class ModelRun:
             return
         if not server.alive:
             await server.start()
-        self._say(f"starting {engine.name} {version} … (log: {server.log_path})")
+        self._say(f"starting {prepared.identity} … (log: {server.log_path})")
         try:
             await server.ready()
         except EvalswapError:
@@ -158,40 +148,6 @@ class ModelRun:
         client = await stack.enter_async_context(HttpClient(server.url, timeout=MANAGED_TIMEOUT))
         asker = Asker(engine, [client], window=engine.window(launch), retries=MANAGED_RETRIES, redact=self.redact)
         await self._ask_all(asker, pending, server)
-
-    def _set_identity(
-        self,
-        engine: ManagedEngine,
-        version: str,
-        found: Interpreter,
-        checkpoint: Checkpoint,
-        launch: Launch,
-    ) -> None:
-        self.outcome.engine = EngineIdentity(
-            engine.name, version, str(found.path), found.device, {"source": found.source, **found.packages}
-        )
-        facts = {
-            "model": checkpoint.identity(),
-            "engine": engine.name,
-            "engine_version": version,
-            "dtype": launch.dtype,
-            "device": found.device,
-            "num_gpus": launch.num_gpus,
-            # Padded batches of another size round differently, so the reference's answers depend on it.
-            "batch_size": launch.batch_size if engine.name == "transformers" else None,
-            "pad_token_id": launch.pad_token_id,
-            "engine_args": dict(launch.engine_args),
-            "model_kwargs": {key: str(value) for key, value in launch.model_kwargs.items()},
-            "peft_path": launch.peft_path,
-        }
-        self._keys = ContentKeys(facts)
-        self.outcome.facts = facts | {
-            "architecture": checkpoint.architecture,
-            "folder": str(checkpoint.folder),
-            "context_len": launch.context_len,
-            "environment": engine.environment(launch),
-            "command": shlex.join(engine.command(launch, found.path, port=0)),
-        }
 
     # -- servers that somebody else runs ---------------------------------------------------------------
 
@@ -259,6 +215,12 @@ class ModelRun:
         await self._ask_all(asker, pending, None)
 
     # -- both ------------------------------------------------------------------------------------------
+
+    def _workload(self) -> Workload:
+        of_model = self.plan.sampling.max_out_len or 0
+        lengths = [(len(job.rows.rows), job.dataset.infer_cfg.inferencer.max_out_len or of_model) for job in self.jobs]
+        tokens = sum(rows * length for rows, length in lengths)
+        return Workload(self._longest_answer(), self.tally.total, tokens)
 
     def _longest_answer(self) -> int:
         """Return the most new tokens that a dataset asks for."""

@@ -1,21 +1,112 @@
-"""What an engine is started with, once the model's files and the interpreter are known."""
+"""From a plan to an engine that can be started: its interpreter, the model's files, its command line.
+
+``evalswap run``, ``serve`` and ``check`` all prepare an engine here, so they mean the same engine.
+"""
 
 from __future__ import annotations
 
-from evalswap.checkpoint import Checkpoint
-from evalswap.engines.base import Launch
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalswap.checkpoint import Checkpoint, find_checkpoint
+from evalswap.engines.base import Launch, ManagedEngine
+from evalswap.engines.registry import managed_engine
 from evalswap.plan import LaunchPlan, ModelPlan
-from evalswap.serving.environments import Interpreter
+from evalswap.records import EngineIdentity
+from evalswap.serving.environments import Interpreter, find_interpreter
+from evalswap.serving.server import ManagedServer
+
+DEFAULT_CONTEXT = 4096  # where neither the config nor the checkpoint says
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How much an engine will be asked, at most; None where nobody knows, as for a server without end."""
+
+    longest_answer: int  # tokens
+    answers: int | None = None
+    answer_tokens: int | None = None  # of all answers together
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedEngine:
+    """An engine with all that it is started with."""
+
+    engine: ManagedEngine
+    found: Interpreter
+    checkpoint: Checkpoint
+    launch: Launch
+
+    @property
+    def identity(self) -> EngineIdentity:
+        found = self.found
+        details = {"source": found.source, **found.packages}
+        return EngineIdentity(self.engine.name, found.version or "unknown", str(found.path), found.device, details)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides the answers, beside prompt and sampling: the source of content keys."""
+        launch = self.launch
+        return {
+            "model": self.checkpoint.identity(),
+            "engine": self.engine.name,
+            "engine_version": self.found.version or "unknown",
+            "dtype": launch.dtype,
+            "device": self.found.device,
+            "num_gpus": launch.num_gpus,
+            # Padded batches of another size round differently, so the reference's answers depend on it.
+            "batch_size": launch.batch_size if self.engine.name == "transformers" else None,
+            "pad_token_id": launch.pad_token_id,
+            "engine_args": dict(launch.engine_args),
+            "model_kwargs": {key: str(value) for key, value in launch.model_kwargs.items()},
+            "peft_path": launch.peft_path,
+        }
+
+    def description(self) -> dict[str, Any]:
+        """Return what run.json says beside the facts."""
+        return {
+            "architecture": self.checkpoint.architecture,
+            "folder": str(self.checkpoint.folder),
+            "context_len": self.launch.context_len,
+            "environment": self.engine.environment(self.launch),
+            "command": shlex.join(self.engine.command(self.launch, self.found.path, port=0)),
+        }
+
+    def server(self, log_path: Path, redact: Callable[[str], str]) -> ManagedServer:
+        """Return the engine's server, not yet started."""
+        return ManagedServer(
+            self.engine.name,
+            lambda port: self.engine.command(self.launch, self.found.path, port),
+            log_path=log_path,
+            health_path=self.engine.health_path,
+            env=self.engine.environment(self.launch),
+            start_deadline=self.engine.start_deadline,
+            redact=redact,
+        )
+
+
+def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: str | None = None) -> PreparedEngine:
+    """Find the interpreter and the model's files, and settle what only they tell. Starts nothing.
+
+    ``python`` is the interpreter of ``--engine-python``. Raises EngineError or ModelFilesError.
+    """
+    engine = managed_engine(model.engine)
+    found = find_interpreter(engine.name, engine.distributions, python)
+    checkpoint = find_checkpoint(plan.path, plan.revision)
+    launch = resolve_launch(plan, model, checkpoint, found, work)
+    return PreparedEngine(engine, found, checkpoint, launch)
 
 
 def resolve_launch(
-    plan: LaunchPlan, model: ModelPlan, checkpoint: Checkpoint, found: Interpreter, longest_answer: int
+    plan: LaunchPlan, model: ModelPlan, checkpoint: Checkpoint, found: Interpreter, work: Workload
 ) -> Launch:
     """Fill in what only the model's files and the interpreter tell."""
     return Launch(
         model=checkpoint.folder,
         dtype=checkpoint.dtype or "auto" if plan.dtype == "auto" else plan.dtype,
-        context_len=context_len_of(model, checkpoint, longest_answer),
+        context_len=context_len_of(model, checkpoint, work.longest_answer),
         num_gpus=plan.num_gpus,
         batch_size=plan.batch_size,
         trust_remote_code=plan.trust_remote_code,
@@ -24,10 +115,9 @@ def resolve_launch(
         peft_path=plan.peft_path,
         model_kwargs=plan.model_kwargs,
         engine_args=plan.engine_args,
+        answers=work.answers,
+        answer_tokens=work.answer_tokens,
     )
-
-
-DEFAULT_CONTEXT = 4096  # where neither the config nor the checkpoint says
 
 
 def context_len_of(plan: ModelPlan, checkpoint: Checkpoint, longest_answer: int) -> int:

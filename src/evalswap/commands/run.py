@@ -1,0 +1,86 @@
+"""``evalswap run``: run an evaluation."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalswap.commands.arguments import positive
+from evalswap.commands.selection import add_engine, add_selection, plan_models
+from evalswap.errors import EXIT_OK, EvalswapError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evalswap.config.experiment import Experiment
+    from evalswap.plan import ModelPlan
+
+DEFAULT_WORK_DIR = "outputs/default"
+
+
+def add(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run an evaluation",
+        description="Run an evaluation from a config file, or from --models/--hf-path and --datasets.",
+    )
+    run.set_defaults(function=_run)
+    add_selection(run)
+    run.add_argument("-a", "--accelerator", metavar="ENGINE", help="move HuggingFace models to this engine")
+    run.add_argument("-w", "--work-dir", type=Path, help=f"where results go (default: {DEFAULT_WORK_DIR})")
+    run.add_argument("-m", "--mode", choices=("all", "infer", "eval", "viz"), default="all",
+                     help="all, only ask, only score, or only show the summary")  # fmt: skip
+    run.add_argument("-r", "--reuse", nargs="?", const="latest", metavar="TIMESTAMP",
+                     help="go on in an earlier run's folder (the latest, or TIMESTAMP)")  # fmt: skip
+    run.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each dataset")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and the translation, start nothing")
+    run.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_engine(run)
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    from evalswap.evaluation import Evaluation, RunOptions
+
+    experiment, plans = plan_models(arguments)
+    if experiment.ignored:
+        names = ", ".join(experiment.ignored)
+        console.print(f"the config's {names}: evalswap schedules by itself; not used", highlight=False)
+    if arguments.dry_run:
+        return _dry_run(experiment, plans, arguments, console)
+    work_dir = arguments.work_dir or Path(experiment.work_dir or DEFAULT_WORK_DIR)
+    options = RunOptions(
+        work_dir=work_dir,
+        mode=arguments.mode,
+        reuse=arguments.reuse,
+        limit=arguments.limit,
+        engine_python=arguments.engine_python,
+        began=arguments.began,
+        secrets=(arguments.api_key,) if arguments.api_key else (),
+    )
+    return Evaluation(experiment, plans, options, console).run()
+
+
+def _dry_run(
+    experiment: Experiment, plans: Sequence[ModelPlan], arguments: argparse.Namespace, console: Console
+) -> int:
+    from evalswap.engines.registry import managed_engine
+    from evalswap.inference.model_run import check_sampling
+    from evalswap.reporting.screens import show_plan
+    from evalswap.serving.environments import find_interpreter
+
+    for plan in plans:
+        show_plan(console, plan, [(dataset, None) for dataset in experiment.datasets])
+        check_sampling(plan, experiment.datasets)
+        if plan.launch is None:
+            continue
+        engine = managed_engine(plan.engine)
+        try:
+            found = find_interpreter(engine.name, engine.distributions, arguments.engine_python)
+            text = f"engine: {engine.name} {found.version} on {found.device}, {found.path} ({found.source})"
+        except EvalswapError as error:
+            text = f"engine: {error.message}" + (f"; {error.hint}" if error.hint else "")
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print("dry run: nothing was started", highlight=False)
+    return EXIT_OK
