@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from workload import Question, longest_first, prompt_ids, read_questions, tagged, write_config
+from workload import Question, longest_first, never_said, prompt_ids, read_questions, tagged, write_config
 
 from evalswap.engines.base import ManagedEngine
 from evalswap.engines.registry import managed_engine
@@ -161,7 +161,7 @@ class Bench:
         questions = longest_first(tagged(self.questions, tag))
         bodies = []
         for question, ids in zip(questions, prompt_ids(questions, self.model), strict=True):
-            sampling = Sampling(question.length, min_new_tokens=question.length, stop_token_ids=(2,))
+            sampling = Sampling(question.length, stop_token_ids=(never_said(self.model),))
             request = Request("", "", 0, Prompt((), None, tuple(ids)), sampling)
             call = self.engine.call(request)
             bodies.append((address + call.path, json.dumps(call.body).encode(), request))
@@ -211,7 +211,7 @@ def hf(model: Path, questions: Sequence[Question], measured: int) -> dict[str, A
         "dtype": "bfloat16",
         "batch_size": 8,
         "measured": measured,
-        "prompts": list(prompt_ids(questions, model)),
+        "prompts": prompt_ids(questions, model),
         "lengths": [question.length for question in questions],
     }
     with tempfile.TemporaryDirectory() as scratch:

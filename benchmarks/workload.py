@@ -1,5 +1,7 @@
 """GSM8K questions with answers of a fixed length each: the same work for every engine, whatever a model says.
 
+Prompts are plain text, and the one token that may end an answer is the last of the vocabulary, which no model says.
+
 The length of an answer is that of the question's published solution, in tokens, and a third more, rounded up to
 a multiple of 32: so lengths vary as real ones do. Questions of one length are a dataset of their own, the longest
 first.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +63,12 @@ def write_config(questions: Sequence[Question], folder: Path, model: Path) -> Pa
         (place / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     models = [
         {
-            "type": "HuggingFacewithChatTemplate",
+            "type": "HuggingFaceBaseModel",
             "abbr": "bench-hf",
             "path": str(model),
             "max_seq_len": MAX_SEQ_LEN,
             "model_kwargs": {"torch_dtype": "bfloat16"},
+            "generation_kwargs": {"eos_token_id": never_said(model)},
             "run_cfg": {"num_gpus": 1},
         }
     ]
@@ -85,7 +88,7 @@ def _dataset(length: int, folder: Path) -> dict[str, Any]:
         "infer_cfg": {
             "prompt_template": {"type": "PromptTemplate", "template": template},
             "retriever": {"type": "ZeroRetriever"},
-            "inferencer": {"type": "GenInferencer", "min_out_len": length, "max_out_len": length},
+            "inferencer": {"type": "GenInferencer", "max_out_len": length},
         },
         "eval_cfg": {
             "evaluator": {"type": "Gsm8kEvaluator"},
@@ -95,12 +98,15 @@ def _dataset(length: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def prompt_ids(questions: Sequence[Question], tokenizer: Path) -> Iterator[list[int]]:
-    """Yield the prompts as the chat template makes them."""
+def prompt_ids(questions: Sequence[Question], tokenizer: Path) -> list[list[int]]:
+    """Return the prompts' token ids."""
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(tokenizer)
-    for question in questions:
-        messages = [{"role": "user", "content": question.question + INSTRUCTION}]
-        text = made.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        yield made(text, add_special_tokens=False)["input_ids"]
+    texts = [question.question + INSTRUCTION for question in questions]
+    encoded: list[list[int]] = AutoTokenizer.from_pretrained(tokenizer)(texts)["input_ids"]
+    return encoded
+
+
+def never_said(model: Path) -> int:
+    """Return the last id of the model's vocabulary."""
+    return int(json.loads((model / "config.json").read_text())["vocab_size"]) - 1
