@@ -20,6 +20,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,9 +69,8 @@ def main() -> None:
         if engine == "hf":
             result = hf(arguments.model, questions, arguments.hf_batches)
         else:
-            result = Bench(engine, arguments.model, questions, arguments.engine_args).run(
-                arguments.passes, arguments.windows
-            )
+            bench = Bench(engine, arguments.model, questions, arguments.engine_args, arguments.out / "logs" / label)
+            result = bench.run(arguments.passes, arguments.windows)
         result |= {"label": label, "machine": machine()}
         (arguments.out / f"{label}.json").write_text(json.dumps(result, indent=1))
         print(json.dumps({key: value for key, value in result.items() if key != "machine"}), flush=True)
@@ -79,12 +79,16 @@ def main() -> None:
 class Bench:
     """All passes of one engine."""
 
-    def __init__(self, name: str, model: Path, questions: Sequence[Question], engine_args: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, model: Path, questions: Sequence[Question], engine_args: Sequence[str], logs: Path
+    ) -> None:
         self.name = name
         self.engine: ManagedEngine = managed_engine(name)
         self.model = model
         self.questions = questions
         self.flags = ["--engine-args", *engine_args] if engine_args else []
+        self.logs = logs  # of the engine, for who wants to know where its start's time went
+        logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, passes: Sequence[str], windows: Sequence[int]) -> dict[str, Any]:
         result: dict[str, Any] = {
@@ -116,6 +120,8 @@ class Bench:
             began = time.perf_counter()
             done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
             seconds = time.perf_counter() - began
+            for log in work.glob("2*/logs/infer/*.log"):
+                shutil.copy(log, self.logs / f"{tag}.log")
             if done.returncode:
                 raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}")
             (manifest,) = work.glob("2*/run.json")
