@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from workload import Question, longest_first, never_said, prompt_ids, read_questions, tagged, write_config
+from workload import Question, longest_first, prompt_ids, read_questions, tagged, write_config
 
 from evalswap.engines.base import ManagedEngine
 from evalswap.engines.registry import managed_engine
@@ -42,6 +42,7 @@ from evalswap.serving.environments import find_interpreter
 HERE = Path(__file__).resolve().parent
 EVALSWAP = [sys.executable, "-m", "evalswap"]
 SERVE_DEADLINE = 900.0  # seconds
+WARM_UP = 256  # questions that an engine is asked before anything is measured: its first kernels take longer
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -62,6 +63,7 @@ def main() -> None:
     if arguments.report:
         print(report(arguments.report))
         return
+    arguments.model, arguments.data = arguments.model.resolve(), arguments.data.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     questions = read_questions(arguments.data, arguments.model, arguments.limit)
     for engine in arguments.engines:
@@ -87,7 +89,7 @@ class Bench:
         self.model = model
         self.questions = questions
         self.flags = ["--engine-args", *engine_args] if engine_args else []
-        self.logs = logs  # of the engine, for who wants to know where its start's time went
+        self.logs = logs.resolve()  # of the engine, for who wants to know where its start's time went
         logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, passes: Sequence[str], windows: Sequence[int]) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class Bench:
         if "warm" in passes:
             with self.served() as (address, seconds):
                 result["serve_start"] = seconds
-                result["raw_first"] = self.raw(address, "first", windows[-1])
+                self.raw(address, "first", windows[-1], limit=WARM_UP)
                 result["raw"], result["warm"] = {}, []
                 for window in windows:
                     result["raw"][window] = self.raw(address, f"raw{window}", window)
@@ -162,12 +164,12 @@ class Bench:
                 process.send_signal(signal.SIGINT)
                 process.wait(timeout=60)
 
-    def raw(self, address: str, tag: str, window: int) -> float:
+    def raw(self, address: str, tag: str, window: int, limit: int | None = None) -> float:
         """Return the seconds in which a bare client gets all answers."""
-        questions = longest_first(tagged(self.questions, tag))
+        questions = longest_first(tagged(self.questions, tag)[:limit])
         bodies = []
         for question, ids in zip(questions, prompt_ids(questions, self.model), strict=True):
-            sampling = Sampling(question.length, stop_token_ids=(never_said(self.model),))
+            sampling = Sampling(question.length)
             request = Request("", "", 0, Prompt((), None, tuple(ids)), sampling)
             call = self.engine.call(request)
             bodies.append((address + call.path, json.dumps(call.body).encode(), request))

@@ -1,6 +1,6 @@
 """GSM8K questions with answers of a fixed length each: the same work for every engine, whatever a model says.
 
-Prompts are plain text, and the one token that may end an answer is the last of the vocabulary, which no model says.
+Prompts are plain text, and no token may end an answer.
 
 The length of an answer is that of the question's published solution, in tokens, and a third more, rounded up to
 a multiple of 32: so lengths vary as real ones do. Questions of one length are a dataset of their own, the longest
@@ -68,7 +68,7 @@ def write_config(questions: Sequence[Question], folder: Path, model: Path) -> Pa
             "path": str(model),
             "max_seq_len": MAX_SEQ_LEN,
             "model_kwargs": {"torch_dtype": "bfloat16"},
-            "generation_kwargs": {"eos_token_id": never_said(model)},
+            "generation_kwargs": {"eos_token_id": []},
             "run_cfg": {"num_gpus": 1},
         }
     ]
@@ -105,8 +105,3 @@ def prompt_ids(questions: Sequence[Question], tokenizer: Path) -> list[list[int]
     texts = [question.question + INSTRUCTION for question in questions]
     encoded: list[list[int]] = AutoTokenizer.from_pretrained(tokenizer)(texts)["input_ids"]
     return encoded
-
-
-def never_said(model: Path) -> int:
-    """Return the last id of the model's vocabulary."""
-    return int(json.loads((model / "config.json").read_text())["vocab_size"]) - 1

@@ -1,4 +1,4 @@
-"""Print what becomes of each sampling field on each engine, as a Markdown table read from the engines' own code.
+"""Print what becomes of each sampling field on each engine, as Markdown read from the engines' own code.
 
 python scripts/engines_table.py                            print it
 python scripts/engines_table.py --write docs/engines.md    put it between the markers of that page
@@ -10,21 +10,38 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from evalswap.engines.base import Emulated, Native, Refused
+from evalswap.engines.base import Emulated, Engine, Native, Refused, SamplingTable
+from evalswap.engines.llamacpp import Llamacpp
+from evalswap.engines.lmdeploy import Lmdeploy, LmdeployPytorch
 from evalswap.engines.openai import OpenAICompatible
+from evalswap.engines.sglang import DeterministicSglang, PlainSglang, Sglang
 from evalswap.engines.transformers import Transformers
 from evalswap.engines.vllm import Vllm
-from evalswap.records import Sampling
+from evalswap.plan import EndpointPlan
+from evalswap.records import Prompt, Request, Sampling
 
 BEGIN, END = "<!-- engines table -->", "<!-- /engines table -->"
-ENGINES = {
-    "transformers": Transformers.sampling,
-    "vllm": Vllm.sampling,
-    "openai, by ids": OpenAICompatible.sampling_by_ids,
-    "openai, by messages": OpenAICompatible.sampling,
+SERVER = EndpointPlan(base_urls=("http://HOST/v1",), model="NAME")
+ENGINES: dict[str, Engine] = {
+    "transformers": Transformers(),
+    "vllm": Vllm(),
+    "sglang": Sglang(),
+    "lmdeploy": Lmdeploy(),
+    "llamacpp": Llamacpp(),
+    "openai, by ids": OpenAICompatible(SERVER, by_ids=True),
+    "openai, by messages": OpenAICompatible(SERVER),
 }
+# Flags that change what an engine takes: (the engine, with the flag).
+VARIANTS: dict[str, tuple[type[Engine], type[Engine]]] = {
+    "sglang with `sampling_backend=pytorch`, or on a CPU": (Sglang, PlainSglang),
+    "sglang with `enable_deterministic_inference=True`": (Sglang, DeterministicSglang),
+    "lmdeploy with `backend=pytorch`": (Lmdeploy, LmdeployPytorch),
+}
+IDS, TEXT = (1,), ({"role": "user", "content": ""},)
+NOT_SAID = ("prompt", "input_ids", "messages", "model", "order", "stream")
 
 
 def table() -> str:
@@ -32,10 +49,24 @@ def table() -> str:
     notes: list[str] = []
     lines = [_row(["field", "neutral", *ENGINES]), _row(["---"] * (len(ENGINES) + 2))]
     for field in dataclasses.fields(Sampling):
-        cells = [_cell(sampling[field.name], notes) for sampling in ENGINES.values()]
+        cells = [_cell(_table_of(engine)[field.name], notes) for engine in ENGINES.values()]
         lines.append(_row([f"`{field.name}`", _neutral(field), *cells]))
     numbered = [f"{number}. {text[0].upper()}{text[1:]}." for number, text in enumerate(notes, 1)]
-    return "\n".join([*lines, "", *numbered])
+    variants = [f"- {line}" for name, pair in VARIANTS.items() for line in _differences(name, *pair)]
+    together = [
+        f"- {name}: `{pair.fields[0]}` and `{pair.fields[1]}` exclude each other, because {pair.why}"
+        for name, engine in ENGINES.items()
+        for pair in engine.exclusive
+    ]
+    always = [f"- {name}: {', '.join(_always_sent(engine))}" for name, engine in ENGINES.items()]
+    return "\n".join(
+        [*lines, "", *numbered, "", *together, *variants, "", "Sent with every question beside these:", "", *always]
+    )
+
+
+def _table_of(engine: Engine) -> SamplingTable:
+    by_ids = isinstance(engine, OpenAICompatible) and engine.by_ids
+    return OpenAICompatible.sampling_by_ids if by_ids else engine.sampling
 
 
 def _neutral(field: dataclasses.Field[object]) -> str:
@@ -44,11 +75,41 @@ def _neutral(field: dataclasses.Field[object]) -> str:
 
 def _cell(entry: Native | Emulated | Refused, notes: list[str]) -> str:
     if isinstance(entry, Native):
-        return f"`{entry.name}`"
+        return f"`{entry.name}`{_range(entry)}"
     word, why = ("emulated", entry.how) if isinstance(entry, Emulated) else ("refused", entry.why)
     if why not in notes:
         notes.append(why)
     return f"{word} ({notes.index(why) + 1})"
+
+
+def _range(entry: Native) -> str:
+    if entry.least is not None and entry.most is not None:
+        return f", {entry.least:g} to {entry.most:g}"
+    if entry.least is not None:
+        return f", at least {entry.least:g}"
+    return "" if entry.most is None else f", at most {entry.most:g}"
+
+
+def _differences(name: str, usual: type[Engine], other: type[Engine]) -> Iterator[str]:
+    for field, entry in other.sampling.items():
+        if entry != usual.sampling[field]:
+            notes: list[str] = []
+            yield f"{name}: `{field}` is {_cell(entry, notes).removesuffix(' (1)')}" + (
+                f", because {notes[0]}" if notes else ""
+            )
+    for pair in other.exclusive:
+        if pair not in usual.exclusive:
+            yield f"{name}: `{pair.fields[0]}` and `{pair.fields[1]}` exclude each other, because {pair.why}"
+
+
+def _always_sent(engine: Engine) -> list[str]:
+    """Return the fields of a request that are no translation of ``Sampling``, with their values."""
+    sampling = Sampling(max_new_tokens=1, stop_token_ids=(2,))
+    body = engine.call(Request("", "", 0, Prompt(TEXT, None, IDS), sampling)).body
+    native = engine.native_sampling(sampling)
+    body = {**body, **body.get("sampling_params", {})}
+    said = {key: value for key, value in body.items() if key not in (*NOT_SAID, *native, "sampling", "sampling_params")}
+    return [f"`{key}={value}`" for key, value in said.items()] or ["nothing"]
 
 
 def _row(cells: list[str]) -> str:

@@ -21,6 +21,8 @@ SECRET = "sk-THIS-IS-SECRET-1234567890"
 CHAT: dict[str, Any] = {"type": "HuggingFacewithChatTemplate", "abbr": "llama-3-8b-instruct-hf", "path": "meta/llama"}
 BASE: dict[str, Any] = {"type": "HuggingFaceBaseModel", "abbr": "llama-3-8b-hf", "path": "meta/llama"}
 API: dict[str, Any] = {"type": "OpenAISDK", "abbr": "api", "path": "m", "openai_api_base": "http://h:1/v1"}
+TURBOMIND: dict[str, Any] = {"type": "TurboMindModelwithChatTemplate", "abbr": "m-turbomind", "path": "org/m"}
+ENGINES = ("transformers", "vllm", "sglang", "lmdeploy", "llamacpp", "openai")
 API_TEMPLATE = {
     "round": [{"role": "HUMAN", "api_role": "HUMAN"}, {"role": "BOT", "api_role": "BOT", "generate": True}],
     "reserved_roles": [{"role": "SYSTEM", "api_role": "SYSTEM"}],
@@ -78,7 +80,7 @@ def test_without_a_flag_it_runs_on_transformers() -> None:
     assert row(made, "max_seq_len")[0] == "context: 2048 + max_out_len"
 
 
-@pytest.mark.parametrize("engine", ["vllm", "openai"])
+@pytest.mark.parametrize("engine", ENGINES[1:])
 def test_moving_keeps_prompt_and_sampling(engine: str) -> None:
     entry = {
         **CHAT,
@@ -185,7 +187,8 @@ def test_an_unknown_dtype() -> None:
         ({"model_kwargs": {"load_in_4bit": True}}, "vllm", "load_in_4bit quantises", "run without -a"),
         ({"model_kwargs": {"quantization_config": {"bits": 4}}}, "vllm", "quantization_config", "run without -a"),
         ({"model_kwargs": {"rope_scaling": {}}}, "vllm", "model_kwargs.rope_scaling means nothing", "--engine-args"),
-        ({"peft_path": "p"}, "vllm", "peft_path: adapters are not loaded on vllm", "merge"),
+        ({"peft_path": "p"}, "lmdeploy", "peft_path: lmdeploy cannot be told to load an adapter", "merge"),
+        ({"peft_path": "p", "peft_kwargs": {"a": 1}}, "vllm", "peft_kwargs: they are not passed on", "merge"),
         ({"peft_path": "p", "peft_kwargs": {"a": 1}}, None, "peft_kwargs: they are not passed on", "merge"),
         ({"generation_kwargs": {"num_beams": 4}}, "vllm", "num_beams=4", "remove it"),
         ({"generation_kwargs": {"num_beams": 4}}, None, "num_beams=4", "remove it"),
@@ -418,10 +421,147 @@ def test_vllm_base_models_have_the_templates_they_ask_for() -> None:
     )
 
 
+def test_an_adapter_is_loaded_by_the_engine() -> None:
+    for kind in ("VLLM", "VLLMwithChatTemplate"):
+        made = plan({"type": kind, "path": "org/m", "lora_path": "my/adapter"})
+        assert launch(made).peft_path == "my/adapter"
+        assert row(made, "lora_path")[0] == "--enable-lora --lora-modules evalswap=my/adapter"
+    for engine, flag in (
+        ("transformers", "--peft-path my/adapter"),
+        ("vllm", "--enable-lora --lora-modules evalswap=my/adapter"),
+        ("sglang", "--enable-lora --lora-paths evalswap=my/adapter"),
+    ):
+        made = plan({**CHAT, "peft_path": "my/adapter"}, engine)
+        assert launch(made).peft_path == "my/adapter"
+        assert row(made, "peft_path")[0] == flag
+
+
+# ---- TurboMind specs
+
+
+def test_turbomind_specs_run_as_they_are() -> None:
+    entry = {
+        **TURBOMIND,
+        "engine_config": {"session_len": 16384, "max_batch_size": 16, "tp": 2, "block_size": 64, "dtype": "half"},
+        "gen_config": {"top_k": 1, "temperature": 1e-6, "top_p": 0.9, "max_new_tokens": 4096},
+        "max_seq_len": 8192,
+        "max_out_len": 1024,
+        "batch_size": 16,
+        "run_cfg": {"num_gpus": 1},
+    }
+    for engine in (None, "lmdeploy"):
+        made = plan(entry, engine, engine_args={"quant_policy": 8})
+        assert (made.engine, made.abbr) == ("lmdeploy", "m-turbomind")
+        assert (launch(made).num_gpus, launch(made).dtype) == (2, "float16")
+        assert launch(made).engine_args == {"max_batch_size": 16, "cache_block_seq_len": 64, "quant_policy": 8}
+        assert (made.prompt.template, made.prompt.max_seq_len, made.prompt.overlong) == ("chat", 8192, "left")
+        assert made.sampling.max_out_len == 1024
+    assert row(made, "engine_config.tp")[0] == "--tp 2"
+    assert row(made, "engine_config.session_len")[0] == "--session-len max_seq_len + max_out_len"
+    assert row(made, "gen_config.temperature")[1] == "greedy, as do_sample is not set"
+    assert not made.sampling.generation_kwargs["do_sample"]
+
+
+def test_a_turbomind_spec_draws_as_lmdeploy_does() -> None:
+    def drawn(**gen_config: Any) -> dict[str, Any]:
+        return dict(plan({**TURBOMIND, "gen_config": gen_config}).sampling.generation_kwargs)
+
+    assert drawn() == {"do_sample": False, "top_k": 50, "top_p": 1.0, "temperature": 0.8}
+    assert drawn(do_sample=True, top_k=40, random_seed=7) == {
+        "do_sample": True,
+        "top_k": 40,
+        "top_p": 1.0,
+        "temperature": 0.8,
+        "seed": 7,
+    }
+    assert drawn(stop_token_ids=[2], repetition_penalty=1.1) | {
+        "eos_token_id": [2],
+        "repetition_penalty": 1.1,
+    } == drawn(stop_token_ids=[2], repetition_penalty=1.1)
+
+
+def test_the_ends_of_a_turbomind_answer() -> None:
+    entry = {
+        "type": "TurboMindModel",
+        "path": "org/m",
+        "end_str": "<eoa>",
+        "gen_config": {"stop_words": ["</s>"], "skip_special_tokens": False},
+        "drop_middle": True,
+    }
+    made = plan(entry)
+    assert made.sampling.stop_words == ("<eoa>", "</s>")
+    assert not made.sampling.skip_special_tokens
+    assert (made.prompt.template, made.prompt.roles, made.prompt.max_seq_len) == ("base", (), 2048)
+    assert made.prompt.overlong == "middle"
+
+
+def test_a_turbomind_session_bounds_the_prompts() -> None:
+    made = plan({**TURBOMIND, "engine_config": {"session_len": 4096}})
+    assert made.prompt.max_seq_len == 4096
+    assert "session_len" not in launch(made).engine_args
+    assert "bounds the prompts" in row(made, "engine_config.session_len")[1]
+
+
+def test_the_pytorch_backend() -> None:
+    made = plan({**TURBOMIND, "backend": "pytorch", "engine_config": {"eager_mode": True}})
+    assert launch(made).engine_args == {"eager_mode": True, "backend": "pytorch"}
+    assert row(made, "backend")[0] == "--backend pytorch"
+    assert row(made, "engine_config.eager_mode")[0] == "--eager-mode"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"type": "VLLM", "lora_path": "p"}, "lora_path"),
+        ({"gen_config": {"ignore_eos": True}}, "gen_config.ignore_eos=True"),
+        ({"gen_config": {"n": 2}}, "gen_config.n=2"),
+        ({"gen_config": {"bad_words": ["x"]}}, "gen_config.bad_words"),
+        ({"gen_config": {"temprature": 1}}, "gen_config.temprature=1"),
+        ({"engine_config": {"adapters": {"a": "p"}}}, "engine_config.adapters: lmdeploy cannot be told"),
+        ({"engine_config": {"tp": "two"}}, "engine_config.tp: not a number"),
+        ({"engine_config": {"dtype": "int4"}}, "engine_config.dtype: unknown dtype 'int4'"),
+        ({"fastchat_template": "x"}, "fastchat_template"),
+        ({"tokenizer_only": True}, "tokenizer_only"),
+    ],
+)
+def test_what_a_turbomind_config_cannot_say(change: dict[str, Any], message: str) -> None:
+    error = refused({**TURBOMIND, **change})
+    assert message in error.message
+    assert error.hint or "not a number" in message
+
+
+def test_neutral_fields_of_a_turbomind_config_are_rows() -> None:
+    made = plan({**TURBOMIND, "gen_config": {"n": 1, "ignore_eos": False, "bad_words": None, "logprobs": 5}})
+    for key in ("n", "ignore_eos", "bad_words", "logprobs"):
+        assert row(made, f"gen_config.{key}")[0] == ""
+
+
+# ---- GGUF files
+
+
+def test_a_gguf_file_is_a_folder_and_a_flag() -> None:
+    made = plan({**CHAT, "path": "models/m/m-q8.gguf"}, "llamacpp", engine_args={"parallel": 4})
+    assert launch(made).path == "models/m"
+    assert launch(made).engine_args == {"model": "m-q8.gguf", "parallel": 4}
+    assert made.prompt.tokenizer_path == "models/m"
+    assert row(made, "path") == (
+        "--model m-q8.gguf",
+        "tokenizer and template come from its folder, or from tokenizer_path",
+    )
+    assert launch(plan({**CHAT, "path": "/m.gguf"}, "llamacpp")).path == "/"
+    assert launch(plan({**CHAT, "path": "m.gguf"}, "llamacpp")).path == "."
+    assert plan({**CHAT, "path": "m.gguf", "tokenizer_path": "t"}, "llamacpp").prompt.tokenizer_path == "t"
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang", "lmdeploy"])
+def test_other_engines_read_no_gguf_file(engine: str) -> None:
+    error = refused({**CHAT, "path": "models/m.gguf"}, engine)
+    assert "not a GGUF file" in error.message
+    assert "-a llamacpp" in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"type": "VLLM", "use_fastchat_template": True}, "use_fastchat_template"),
         ({"type": "VLLMwithChatTemplate", "fastchat_template": "x"}, "fastchat_template"),
         ({"type": "VLLMwithChatTemplate", "tokenizer_only": True}, "tokenizer_only"),
@@ -433,13 +573,20 @@ def test_what_a_vllm_config_cannot_say(change: dict[str, Any], message: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("entry", "engine"), [(API, "vllm"), (API, "transformers"), ({"type": "VLLM", "path": "m"}, "openai")]
+    ("entry", "engine"),
+    [
+        (API, "vllm"),
+        (API, "transformers"),
+        ({"type": "VLLM", "path": "m"}, "openai"),
+        ({"type": "VLLM", "path": "m"}, "lmdeploy"),
+        (TURBOMIND, "vllm"),
+    ],
 )
 def test_an_engine_spec_cannot_be_moved(entry: dict[str, Any], engine: str) -> None:
     error = refused(entry, engine)
     assert f"cannot be moved to '{engine}'" in error.message
     assert "leave -a out" in (error.hint or "")
-    own = "openai" if entry is API else "vllm"
+    own = {"OpenAISDK": "openai", "VLLM": "vllm"}.get(entry["type"], "lmdeploy")
     assert plan(entry, own) == plan(entry)
 
 
@@ -550,12 +697,12 @@ def unnamed(entry: dict[str, Any], made: ModelPlan) -> list[str]:
     sources = [row.source for row in made.translation]
     wanted = []
     for key, value in entry.items():
-        nested = key in ("model_kwargs", "generation_kwargs", "tokenizer_kwargs")
+        nested = key in ("model_kwargs", "generation_kwargs", "tokenizer_kwargs", "engine_config", "gen_config")
         wanted += [f"{key}.{inner}" for inner in value] if nested else [key]
     return [w for w in wanted if not any(re.match(rf"{re.escape(w)}(\W|$)", source) for source in sources)]
 
 
-@pytest.mark.parametrize("engine", ["transformers", "vllm", "openai"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["HuggingFacewithChatTemplate", "HuggingFaceBaseModel"])
 @settings(max_examples=60)
 @given(data=st.data())
@@ -574,7 +721,7 @@ def test_each_field_of_a_huggingface_config_is_a_row_or_an_error(kind: str, engi
 
 
 @pytest.mark.parametrize("kind", ["HuggingFacewithChatTemplate", "HuggingFaceBaseModel"])
-@pytest.mark.parametrize("engine", ["transformers", "vllm", "openai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_fields_of_the_test_above_are_all_there_are(kind: str, engine: str) -> None:
     fields = CHAT_FIELDS if kind == "HuggingFacewithChatTemplate" else BASE_FIELDS
     assert {"type", "path", *fields} == set(MODEL_SPECS[kind].model_fields)
@@ -583,7 +730,6 @@ def test_the_fields_of_the_test_above_are_all_there_are(kind: str, engine: str) 
 REFUSED = {
     "fastchat_template",
     "http_client_cfg",
-    "lora_path",
     "openai_proxy_url",
     "peft_kwargs",
     "tokenizer_only",
@@ -591,6 +737,8 @@ REFUSED = {
 }
 SAMPLES: tuple[Any, ...] = (None, True, 3, 0.5, "x", "mid", ["x"], {"num_procs": 2}, {500: "x"}, {"x": 1})
 SPECIAL_SAMPLES: dict[str, Any] = {
+    "backend": "pytorch",
+    "gen_config": {"do_sample": True, "random_seed": 1},
     "meta_template": API_TEMPLATE,
     "model_kwargs": {"revision": "x"},
     "generation_kwargs": {"seed": 1},

@@ -13,26 +13,30 @@ from pathlib import Path
 
 import pytest
 
+from evalswap.data_folder import data_folder
+from evalswap.engines.registry import managed_engine, managed_engine_names
 from evalswap.errors import EngineError
 from evalswap.serving import environments
 from evalswap.serving.environments import (
-    MARKER,
-    RECIPES,
-    Recipe,
-    engines_home,
+    find_engine,
     find_interpreter,
+    find_program,
     has_cuda,
     install,
     installed_engines,
     interpreter_variable,
+    program_variable,
 )
+from evalswap.serving.installation import MARKER, _progress
+from evalswap.serving.recipes import RECIPES, Recipe
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EVALSWAP_HOME", str(tmp_path / "home"))
-    for engine in ("toy", *RECIPES):
+    for engine in ("toy", *RECIPES, "llamacpp"):
         monkeypatch.delenv(interpreter_variable(engine), raising=False)
+        monkeypatch.delenv(program_variable(engine), raising=False)
     return tmp_path / "home"
 
 
@@ -88,9 +92,9 @@ def fake_environment(home: Path, complete: bool = True) -> Path:
 
 
 def test_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engines_home() == home
+    assert data_folder() == home
     monkeypatch.delenv("EVALSWAP_HOME")
-    assert engines_home().name == "evalswap"
+    assert data_folder().name == "evalswap"
     assert interpreter_variable("my-engine") == "EVALSWAP_MY_ENGINE_PYTHON"
 
 
@@ -153,15 +157,74 @@ def test_transformers_without_torch_is_no_engine(monkeypatch: pytest.MonkeyPatch
         find_interpreter("transformers", ("transformers",))
 
 
-def test_lists_the_engines(home: Path, wheels: Path) -> None:
-    fake_environment(home)
+def test_lists_the_engines(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments, "has_cuda", lambda: False)
+    monkeypatch.setenv("PATH", str(home))
     states = {state.engine: state for state in installed_engines()}
-    assert list(states) == [*RECIPES]
-    found = states["toy"].interpreter
-    assert found
-    assert (found.version, found.source, found.device) == ("1.2", "installed", "cpu")
-    vllm = states["vllm"]
-    assert (vllm.interpreter is None) == (vllm.problem is not None)
+    assert list(states) == managed_engine_names()
+    assert {"transformers", "vllm", "sglang", "lmdeploy", "llamacpp"} <= set(states)
+    for state in states.values():
+        assert (state.interpreter is None) == (state.problem is not None) == (state.hint is not None)
+    assert "llama-server, which is not on the PATH" in (states["llamacpp"].problem or "")
+    assert "built for NVIDIA GPUs, and this machine has none" in (states["sglang"].hint or "")
+    monkeypatch.setattr(environments, "has_cuda", lambda: True)
+    hints = {state.engine: state.hint for state in installed_engines()}
+    assert (hints["sglang"] or "").startswith("run: evalswap engines install sglang")
+
+
+# ---- engines that are programs
+
+
+@pytest.fixture
+def llama_server(tmp_path: Path) -> Path:
+    """Return a program that says of itself what a llama-server says."""
+    program = tmp_path / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        '--version) echo "version: 6123 (79c1160b)" >&2; echo "built with cc for x86_64" >&2 ;;\n'
+        '--list-devices) echo "Available devices:"; echo "$DEVICES" ;;\n'
+        "*) exit 1 ;;\nesac\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_finds_a_program(llama_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = managed_engine("llamacpp")
+    monkeypatch.setenv("PATH", f"{llama_server.parent}:/usr/bin:/bin")
+    found = find_engine(engine)
+    assert (found.source, found.path, found.device) == ("PATH", llama_server, "cpu")
+    assert found.version == "6123 (79c1160b)"
+    monkeypatch.setenv("DEVICES", "  CUDA0: NVIDIA H100 (81079 MiB, 80558 MiB free)")
+    assert find_engine(engine).device == "cuda"
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("EVALSWAP_LLAMACPP_SERVER", str(llama_server))
+    assert find_engine(engine).source == "EVALSWAP_LLAMACPP_SERVER"
+    other = tmp_path / "other"
+    other.symlink_to(llama_server)
+    assert find_engine(engine, str(other)).path == other
+    assert find_engine(engine, str(llama_server.parent)).path == llama_server  # its folder will do
+
+
+def test_says_how_to_get_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineError, match="llamacpp needs llama-server, which is not on the PATH") as caught:
+        find_program("llamacpp", "llama-server")
+    for part in ("github.com/ggml-org/llama.cpp", "--engine-python PATH", "EVALSWAP_LLAMACPP_SERVER=PATH"):
+        assert part in (caught.value.hint or "")
+
+
+def test_a_named_program_must_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="--engine-python /no/server: no such program"):
+        find_program("llamacpp", "llama-server", "/no/server")
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho out of order >&2\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(EngineError, match="this is no program that works") as caught:
+        find_program("llamacpp", "llama-server", str(broken))
+    assert caught.value.hint == "out of order"
 
 
 def test_refuses_what_it_cannot_install(wheels: Path) -> None:
@@ -169,12 +232,18 @@ def test_refuses_what_it_cannot_install(wheels: Path) -> None:
         install("vlm")
     assert caught.value.hint == "did you mean 'vllm'?"
     with pytest.raises(EngineError, match="no recipe") as caught:
-        install("sglang-x")
-    assert "EVALSWAP_SGLANG_X_PYTHON" in (caught.value.hint or "")
+        install("mlc-x")
+    assert "EVALSWAP_MLC_X_PYTHON" in (caught.value.hint or "")
     with pytest.raises(EngineError, match="openai needs no installation"):
         install("openai")
-    with pytest.raises(EngineError, match="toy runs on cpu only, not on cuda"):
+    with pytest.raises(EngineError, match="llamacpp needs no installation: it is your own llama-server"):
+        install("llamacpp")
+    with pytest.raises(EngineError, match="toy cannot be installed here: it runs on cpu only, not on cuda"):
         install("toy", device="cuda")
+    for engine in ("sglang", "lmdeploy"):
+        with pytest.raises(EngineError, match=f"{engine} cannot be installed here: .*NVIDIA GPU") as caught:
+            install(engine)
+        assert interpreter_variable(engine) in (caught.value.hint or "")
     with pytest.raises(EngineError, match="--python /no/python: no such interpreter"):
         install("toy", python="/no/python")
 
@@ -240,7 +309,7 @@ def test_two_installations_take_turns(home: Path, wheels: Path) -> None:
 
 
 def test_progress_is_for_people() -> None:
-    tell = environments._progress
+    tell = _progress
     assert tell("  Downloading https://a.b/c/torch-2.13.0-cp311.whl (190.1 MB)\n") == "downloading torch, 190.1 MB"
     assert tell("  Downloading torch-2.13.0-cp311.whl (1.2 GB)\n") == "downloading torch, 1.2 GB"
     assert tell("  Downloading idna-3.20.whl (71 kB)\n") is None

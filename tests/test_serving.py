@@ -18,7 +18,8 @@ import pytest
 
 from evalswap.errors import EngineError
 from evalswap.serving import keeper
-from evalswap.serving.server import ManagedServer, meaningful_lines
+from evalswap.serving.logs import meaningful_lines
+from evalswap.serving.server import ManagedServer
 
 FAKE_ENGINE = """
 import http.server, os, pathlib, signal, subprocess, sys, time

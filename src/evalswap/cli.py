@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 
 from evalswap import __version__
-from evalswap.commands import compare, engines, run
+from evalswap.commands import check, compare, engines, run, serve
 from evalswap.commands.arguments import Parser
 from evalswap.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EvalswapError
 
-COMMANDS = (run, engines, compare)
+COMMANDS = (run, check, serve, engines, compare)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return EXIT_USAGE
     arguments.began = began
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     from rich.console import Console
 
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160

@@ -38,6 +38,9 @@ def add(commands: Any) -> None:
     run.add_argument("--dry-run", action="store_true", help="print the plan and the translation, start nothing")
     run.add_argument("--debug", action="store_true", help="show tracebacks")
     add_engine(run)
+    run.add_argument("--hang-timeout", type=positive, metavar="SECONDS",
+                     help="restart an engine after so long without an answer or any other progress "
+                     "(default: 600 on a GPU, 1800 on a CPU, and more for long answers)")  # fmt: skip
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
@@ -56,6 +59,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         reuse=arguments.reuse,
         limit=arguments.limit,
         engine_python=arguments.engine_python,
+        hang_seconds=arguments.hang_timeout,
         began=arguments.began,
         secrets=(arguments.api_key,) if arguments.api_key else (),
     )
@@ -66,18 +70,18 @@ def _dry_run(
     experiment: Experiment, plans: Sequence[ModelPlan], arguments: argparse.Namespace, console: Console
 ) -> int:
     from evalswap.engines.registry import managed_engine
-    from evalswap.inference.model_run import check_sampling
+    from evalswap.inference.sampling_check import check_sampling
     from evalswap.reporting.screens import show_plan
-    from evalswap.serving.environments import find_interpreter
+    from evalswap.serving.environments import find_engine
 
     for plan in plans:
         show_plan(console, plan, [(dataset, None) for dataset in experiment.datasets])
         check_sampling(plan, experiment.datasets)
         if plan.launch is None:
             continue
-        engine = managed_engine(plan.engine)
+        engine = managed_engine(plan.engine, plan.launch)
         try:
-            found = find_interpreter(engine.name, engine.distributions, arguments.engine_python)
+            found = find_engine(engine, arguments.engine_python)
             text = f"engine: {engine.name} {found.version} on {found.device}, {found.path} ({found.source})"
         except EvalswapError as error:
             text = f"engine: {error.message}" + (f"; {error.hint}" if error.hint else "")

@@ -112,6 +112,29 @@ class VLLMwithChatTemplate(ModelSpec):
     tokenizer_path: str | None = None
 
 
+class TurboMindSpec(ModelSpec):
+    """Keys shared by chat and base models on LMDeploy, whichever of its backends."""
+
+    backend: Literal["turbomind", "pytorch"] = "turbomind"
+    engine_config: dict[str, Any] = {}
+    gen_config: dict[str, Any] = {}
+    stop_words: list[str] = []
+    drop_middle: bool = False
+    tokenizer_path: str | None = None
+
+
+class TurboMindModel(TurboMindSpec):
+    max_seq_len: int | None = 2048
+    batch_padding: bool = False
+    end_str: str | None = None
+
+
+class TurboMindModelwithChatTemplate(TurboMindSpec):
+    tokenizer_only: bool = False
+    fastchat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+
+
 class OpenAI(ModelSpec):
     """A chat API; ``openai_api_base`` is the full address of its chat completions."""
 
@@ -150,7 +173,16 @@ class OpenAISDK(OpenAI):
     timeout: float = Field(default=3600, gt=0)
 
 
-AnyModelSpec = HuggingFacewithChatTemplate | HuggingFaceBaseModel | VLLM | VLLMwithChatTemplate | OpenAI | OpenAISDK
+AnyModelSpec = (
+    HuggingFacewithChatTemplate
+    | HuggingFaceBaseModel
+    | VLLM
+    | VLLMwithChatTemplate
+    | TurboMindModel
+    | TurboMindModelwithChatTemplate
+    | OpenAI
+    | OpenAISDK
+)
 MODEL_SPECS: dict[str, type[ModelSpec]] = {cls.__name__: cls for cls in get_args(AnyModelSpec)}
 
 

@@ -7,11 +7,11 @@ or a ConversionError that says what to do. Nothing is dropped in silence.
 
 from __future__ import annotations
 
-from evalswap.config.specs import VLLM, HuggingFaceSpec, ModelSpec, OpenAI, VLLMwithChatTemplate
+from evalswap.config.specs import VLLM, HuggingFaceSpec, ModelSpec, OpenAI, TurboMindSpec, VLLMwithChatTemplate
 from evalswap.conversion.api import from_api
+from evalswap.conversion.direct import from_turbomind, from_vllm
 from evalswap.conversion.huggingface import from_huggingface
 from evalswap.conversion.options import EngineOptions
-from evalswap.conversion.vllm import from_vllm
 from evalswap.errors import ConversionError
 from evalswap.plan import ModelPlan
 
@@ -28,6 +28,9 @@ def convert(spec: ModelSpec, options: EngineOptions) -> ModelPlan:
     if isinstance(spec, (VLLM, VLLMwithChatTemplate)):
         _refuse_accelerator(spec, options, own="vllm")
         return from_vllm(spec, options)
+    if isinstance(spec, TurboMindSpec):
+        _refuse_accelerator(spec, options, own="lmdeploy")
+        return from_turbomind(spec, options)
     if isinstance(spec, OpenAI):
         _refuse_accelerator(spec, options, own="openai")
         return from_api(spec, options)

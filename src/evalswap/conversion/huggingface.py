@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from evalswap.config.specs import HuggingFaceSpec, HuggingFacewithChatTemplate
@@ -44,8 +45,9 @@ def from_huggingface(spec: HuggingFaceSpec, options: EngineOptions) -> ModelPlan
         "FastChat templates are another text than the model's own chat template",
         "remove it to use the checkpoint's chat template, or put the template into the tokenizer's folder",
     )
-    path = table.stripped_path(spec.path)
-    table.add("path", f'"model": "{options.api_model or path}"' if engine == "openai" else f"--model {path}")
+    path, gguf = _gguf_apart(table.stripped_path(spec.path), table)
+    if not gguf:
+        table.add("path", f'"model": "{options.api_model or path}"' if engine == "openai" else f"--model {path}")
     prompt = _huggingface_prompt(spec, chat, path, table)
     sampling_rows(spec, table)
     launch: LaunchPlan | None = None
@@ -53,7 +55,8 @@ def from_huggingface(spec: HuggingFaceSpec, options: EngineOptions) -> ModelPlan
     if engine == "openai":
         endpoint = endpoint_for(spec, path, options, table)
     else:
-        launch = _launch(spec, engine, path, options, table)
+        launch = _launch(spec, engine, path, {**gguf, **options.engine_args}, table)
+        engine_arg_rows(options, table)
     abbr = spec.abbr if engine == "transformers" else _swapped_abbr(spec.abbr, engine)
     table.add("abbr", abbr, "names the results")
     return ModelPlan(
@@ -110,7 +113,24 @@ def _huggingface_prompt(spec: HuggingFaceSpec, chat: bool, path: str, table: Tra
     )
 
 
-def _launch(spec: HuggingFaceSpec, engine: str, path: str, options: EngineOptions, table: Translation) -> LaunchPlan:
+def _gguf_apart(path: str, table: Translation) -> tuple[str, dict[str, str]]:
+    """Return the model's folder, and the flag for the file in it, where the path names a GGUF file."""
+    file = PurePath(path)
+    if file.suffix != ".gguf" or table.engine == "openai":
+        return path, {}
+    if table.engine != "llamacpp":
+        raise ConversionError(
+            f"{table.abbr}: path={path}: {table.engine} reads a HuggingFace folder, not a GGUF file",
+            "give the model's folder, or run the file with -a llamacpp",
+        )
+    note = "tokenizer and template come from its folder, or from tokenizer_path"
+    table.add(f"path={path}", f"--model {file.name}", note)
+    return str(file.parent), {"model": file.name}
+
+
+def _launch(
+    spec: HuggingFaceSpec, engine: str, path: str, engine_args: Mapping[str, Any], table: Translation
+) -> LaunchPlan:
     kwargs = dict(spec.model_kwargs)
     dtype = take_dtype(kwargs, table)
     revision = take_revision(kwargs, table)
@@ -122,19 +142,13 @@ def _launch(spec: HuggingFaceSpec, engine: str, path: str, options: EngineOption
             table.flag("pad_token_id", spec.pad_token_id)
         for key in kwargs:
             table.add(f"model_kwargs.{key}", f"from_pretrained(…, {key}=…)")
-        if spec.peft_path:
-            table.flag("peft_path", spec.peft_path)
     else:
         _engine_model_kwargs(kwargs, engine, table)
         table.settle("batch_size")
-        table.refuse(
-            "peft_path",
-            f"adapters are not loaded on {engine} yet",
-            "merge the adapter into the checkpoint (peft's merge_and_unload) and give the merged folder",
-        )
+    if spec.peft_path:
+        table.adapter("peft_path", spec.peft_path)
     context_row(spec, table)
     device_rows(spec, max(spec.run_cfg.num_gpus, 1), table)
-    engine_arg_rows(options, table)
     return LaunchPlan(
         path=path,
         revision=revision,
@@ -145,7 +159,7 @@ def _launch(spec: HuggingFaceSpec, engine: str, path: str, options: EngineOption
         peft_path=spec.peft_path,
         pad_token_id=spec.pad_token_id,
         model_kwargs=kwargs if engine == "transformers" else {},
-        engine_args=options.engine_args,
+        engine_args=engine_args,
     )
 
 

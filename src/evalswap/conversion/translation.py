@@ -8,6 +8,7 @@ from typing import Any
 
 from evalswap.config.specs import HuggingFaceSpec, ModelSpec
 from evalswap.conversion.options import EngineOptions
+from evalswap.engines.registry import flag_names
 from evalswap.errors import ConfigError, ConversionError
 from evalswap.prompting.sampling import DRAWN_FIELDS, EFFECTLESS_FIELDS, check_fields
 from evalswap.records import TranslationRow
@@ -39,6 +40,7 @@ SETTLED: Mapping[str, tuple[str, str]] = {
     "status_code_mappings": ("evalswap", "these answers count as text"),
     "key": ('"Authorization"', "EMPTY sends none; never shown or stored"),
     "openai_proxy_url": ("the environment's proxy", ""),
+    "batch_padding": ("", "no batches: requests go out one by one, many in flight"),
     "logprobs": ("", "not used by any score"),
     "top_logprobs": ("", "not used by any score"),
 }
@@ -47,28 +49,11 @@ SETTLED: Mapping[str, tuple[str, str]] = {
 class Translation:
     """Collects the translation of one spec, and sees to it that no field is left out."""
 
-    FLAGS: Mapping[str, Mapping[str, str]] = {
-        "transformers": {
-            "dtype": "--dtype",
-            "batch_size": "--batch-size",
-            "pad_token_id": "--pad-token-id",
-            "peft_path": "--peft-path",
-            "trust_remote_code": "--trust-remote-code",
-            "num_gpus": 'device_map="auto" over GPUs:',
-            "max_seq_len": "context:",
-        },
-        "vllm": {
-            "dtype": "--dtype",
-            "trust_remote_code": "--trust-remote-code",
-            "num_gpus": "--tensor-parallel-size",
-            "max_seq_len": "--max-model-len",
-        },
-    }
-
     def __init__(self, spec: ModelSpec, engine: str) -> None:
         self.spec = spec
         self.abbr = spec.abbr
         self.engine = engine
+        self.flags = flag_names(engine)
         self._rows: list[TranslationRow] = []
 
     def add(self, source: str, target: str, note: str = "") -> None:
@@ -76,8 +61,19 @@ class Translation:
 
     def flag(self, field: str, value: object, note: str = "", source: str | None = None) -> None:
         """Add a field that the engine is told with a flag of its own."""
-        flag = self.FLAGS.get(self.engine, {}).get(field)
-        self.add(source or field, f"{flag} {value}" if flag else "", note)
+        flag = self.flags.get(field)
+        target = "" if flag is None else f"{flag}{value}" if flag.endswith("=") else f"{flag} {value}"
+        self.add(source or field, target, note)
+
+    def adapter(self, field: str, path: str) -> None:
+        """Add the adapter that the engine loads beside the model. Raises ConversionError if it cannot."""
+        if "peft_path" not in self.flags:
+            raise ConversionError(
+                f"{self.abbr}: {field}: {self.engine} cannot be told to load an adapter",
+                "merge the adapter into the checkpoint (peft's merge_and_unload) and give the merged folder, "
+                "or choose another engine",
+            )
+        self.flag("peft_path", path, source=field)
 
     def settle(self, field: str) -> None:
         """Add a field that no engine needs to be told about."""
@@ -113,26 +109,26 @@ def engine_generation_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {"do_sample": bool(kwargs.get("temperature")), "top_k": 0, "top_p": 1.0, **kwargs}
 
 
-def take_dtype(kwargs: dict[str, Any], table: Translation) -> str:
-    """Take the dtype out of a config's model_kwargs."""
+def take_dtype(kwargs: dict[str, Any], table: Translation, where: str = "model_kwargs") -> str:
+    """Take the dtype out of a config's model_kwargs, or of what they are called there."""
     given = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
     value = next((value for value in given.values() if value is not None), "auto")
     name = str(value).removeprefix("torch.")
     name = {"float": "float32", "half": "float16"}.get(name, name)
     if name not in ("auto", "float32", "float16", "bfloat16"):
-        where = f"{table.abbr}: model_kwargs.{next(iter(given))}"
-        raise ConfigError(f"{where}: unknown dtype '{name}'", "use auto, float32, bfloat16 or float16")
-    for source in [f"model_kwargs.{key}" for key in given] or ["dtype"]:
+        place = f"{table.abbr}: {where}.{next(iter(given))}"
+        raise ConfigError(f"{place}: unknown dtype '{name}'", "use auto, float32, bfloat16 or float16")
+    for source in [f"{where}.{key}" for key in given] or ["dtype"]:
         table.flag("dtype", name, "the checkpoint's dtype" if name == "auto" else "", source=source)
     return name
 
 
-def take_revision(kwargs: dict[str, Any], table: Translation) -> str | None:
+def take_revision(kwargs: dict[str, Any], table: Translation, where: str = "model_kwargs") -> str | None:
     """Take the revision of the files out of a config's model_kwargs."""
     if "revision" not in kwargs:
         return None
     revision = kwargs.pop("revision")
-    table.add(f"model_kwargs.revision={revision}", "the revision of the files")
+    table.add(f"{where}.revision={revision}", "the revision of the files")
     return str(revision) if revision else None
 
 
@@ -140,13 +136,13 @@ def trusts(kwargs: Mapping[str, Any]) -> bool:
     return bool(kwargs.get("trust_remote_code", False))
 
 
-def take_trust_remote_code(kwargs: dict[str, Any], table: Translation) -> bool:
+def take_trust_remote_code(kwargs: dict[str, Any], table: Translation, where: str = "model_kwargs") -> bool:
     """Take trust_remote_code out of a config's model_kwargs."""
     if "trust_remote_code" not in kwargs:
         return False
     trust = bool(kwargs.pop("trust_remote_code"))
     note = "the checkpoint's own code is run because the config asks for it" if trust else ""
-    table.flag("trust_remote_code", trust, note, source="model_kwargs.trust_remote_code")
+    table.flag("trust_remote_code", trust, note, source=f"{where}.trust_remote_code")
     return trust
 
 

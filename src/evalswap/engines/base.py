@@ -1,13 +1,14 @@
 """What an engine is to evalswap: a server process, and a way to say "these ids, drawn so" to it.
 
 An engine file holds three facts and no control flow: its command line, its HTTP dialect, and its table of
-sampling names. Scheduling, retries, processes and text live elsewhere.
+sampling names. Scheduling, retries, processes and text live elsewhere. ``flags.py`` and ``answers.py`` beside
+this file have what several engines share.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,14 +16,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from evalswap.errors import ConversionError, EvalswapError
+from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, Request, Sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """The engine has the field, under this name."""
+    """The engine has the field, under this name. ``least`` and ``most`` bound what it takes."""
 
     name: str
+    least: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,14 @@ class Refused:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Exclusive:
+    """Two fields that the engine has, but that mean something else together: both at once is an error."""
+
+    fields: tuple[str, str]
+    why: str
+
+
 LOOPBACK = "127.0.0.1"
 SERVED_NAME = "evalswap"  # the name that managed servers serve their one model under
 
@@ -46,12 +58,19 @@ SamplingTable = Mapping[str, Native | Emulated | Refused]
 NEUTRAL = Sampling(max_new_tokens=1)
 
 
-def translate_sampling(sampling: Sampling, table: SamplingTable, engine: str) -> dict[str, Any]:
+def translate_sampling(
+    sampling: Sampling, table: SamplingTable, engine: str, exclusive: tuple[Exclusive, ...] = ()
+) -> dict[str, Any]:
     """Return the engine's own sampling fields.
 
     Each field of ``Sampling`` must be in ``table``. Native fields are always sent, neutral or not, except
-    None and empty lists. Raises ConversionError for a refused field with a value that is not neutral.
+    None and empty lists. Nothing is drawn in a greedy answer, so its seed is not sent.
+
+    Raises ConversionError for a refused field with a value that is not neutral, for a value that the engine
+    does not take, and for two fields that exclude each other.
     """
+    if sampling.greedy:
+        sampling = dataclasses.replace(sampling, seed=None)
     native: dict[str, Any] = {}
     for spec in dataclasses.fields(Sampling):
         value = getattr(sampling, spec.name)
@@ -59,13 +78,38 @@ def translate_sampling(sampling: Sampling, table: SamplingTable, engine: str) ->
         if isinstance(entry, Native):
             if value is None or value == ():
                 continue
+            _check_range(spec.name, value, entry, engine)
             native[entry.name] = list(value) if isinstance(value, tuple) else value
-        elif isinstance(entry, Refused) and value != getattr(NEUTRAL, spec.name):
+        elif isinstance(entry, Refused) and _says_something(sampling, spec.name):
             raise ConversionError(
                 f"{spec.name}={value!r} cannot be asked of {engine}: {entry.why}",
                 f"remove it from generation_kwargs, or choose an engine that has {spec.name}",
             )
+    for pair in exclusive:
+        if all(_says_something(sampling, name) for name in pair.fields):
+            one, other = (f"{name}={getattr(sampling, name)!r}" for name in pair.fields)
+            raise ConversionError(
+                f"{one} with {other} cannot be asked of {engine}: {pair.why}",
+                f"set one of them to its neutral value in generation_kwargs "
+                f"({', '.join(f'{name}={getattr(NEUTRAL, name)}' for name in pair.fields)}), "
+                "or choose another engine",
+            )
     return native
+
+
+def _says_something(sampling: Sampling, name: str) -> bool:
+    return bool(getattr(sampling, name) != getattr(NEUTRAL, name))
+
+
+def _check_range(name: str, value: Any, entry: Native, engine: str) -> None:
+    neutral = value == getattr(NEUTRAL, name)
+    too_low = entry.least is not None and value < entry.least and not neutral
+    too_high = entry.most is not None and value > entry.most
+    if too_low or too_high:
+        bound = f"at least {entry.least:g}" if too_low else f"at most {entry.most:g}"
+        raise ConversionError(
+            f"{name}={value!r} cannot be asked of {engine}: it takes {bound}", "choose another value or another engine"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +161,11 @@ class Engine(ABC):
 
     name: ClassVar[str]
     sampling: ClassVar[SamplingTable]
+    exclusive: ClassVar[tuple[Exclusive, ...]] = ()
 
     def native_sampling(self, sampling: Sampling) -> dict[str, Any]:
         """Return the engine's own sampling fields. Raises ConversionError for what it refuses."""
-        return translate_sampling(sampling, self.sampling, self.name)
+        return translate_sampling(sampling, self.sampling, self.name, self.exclusive)
 
     @abstractmethod
     def call(self, request: Request) -> HttpCall:
@@ -134,14 +179,29 @@ class Engine(ABC):
 class ManagedEngine(Engine):
     """An engine whose server evalswap starts, watches and stops."""
 
-    distributions: ClassVar[tuple[str, ...]]  # the Python packages that carry it, any of them
+    distributions: ClassVar[tuple[str, ...]] = ()  # the Python packages that carry it, any of them
+    program: ClassVar[str | None] = None  # the command that it is, where it is no Python package
     health_path: ClassVar[str] = "/health"
     load_path: ClassVar[str | None] = None  # where the engine tells its load; None if it does not
     start_deadline: ClassVar[float] = 1800.0  # seconds; large models load slowly
+    # What its command line calls a field of a plan, for the translation table. One that it cannot be told is
+    # not here: without "peft_path", adapters are refused.
+    flag_names: ClassVar[Mapping[str, str]] = {}
+    # What its log says when it dies (a regular expression) → the flag or the step that helps.
+    hints: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def configured(self, plan: LaunchPlan, device: str | None = None) -> ManagedEngine:
+        """Return the engine as a plan's flags and adapter make it; with others it may take other fields.
+
+        ``device`` is "cpu" or "cuda", None where it is not known yet.
+
+        Raises ConversionError for what the engine cannot load.
+        """
+        return self
 
     @abstractmethod
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
-        """Return the command line of the server, on loopback."""
+        """Return the command line of the server, on loopback. ``python`` is the program of one that is none."""
 
     @abstractmethod
     def environment(self, launch: Launch) -> dict[str, str]:
@@ -151,40 +211,10 @@ class ManagedEngine(Engine):
     def window(self, launch: Launch) -> int:
         """Return how many requests to keep in flight at most."""
 
+    def explain(self, log: str) -> str | None:
+        """Return what helps against what an engine's log complains of, where that is known."""
+        return next((hint for pattern, hint in self.hints if re.search(pattern, log)), None)
+
     def read_load(self, content: str) -> EngineLoad | None:
         """Return what the body of a GET of ``load_path`` says; None if it does not tell the load."""
         return None
-
-
-def offline_environment() -> dict[str, str]:
-    """Return what keeps an engine off the network and gives every engine the same number of threads on a CPU.
-
-    All cores, unless OMP_NUM_THREADS says otherwise: on a machine that is busy with other work fewer are faster.
-    """
-    threads = os.environ.get("OMP_NUM_THREADS") or str(_usable_cores())
-    return {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def flags(arguments: Mapping[str, Any]) -> list[str]:
-    """Return ``--engine-args`` as command-line flags: True is a bare flag, False and None leave it out."""
-    words: list[str] = []
-    for key, value in arguments.items():
-        flag = f"--{key.lstrip('-').replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif value is not False and value is not None:
-            words += [flag, str(value)]
-    return words
-
-
-def as_ids(value: Any, engine: str) -> tuple[int, ...]:
-    """Return a list of token ids from an answer. Raises MalformedAnswer if it is none."""
-    if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
-        raise MalformedAnswer(f"{engine} sent no list of token ids")
-    return tuple(value)

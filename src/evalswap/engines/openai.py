@@ -52,7 +52,9 @@ class OpenAICompatible(Engine):
         self.by_ids = by_ids
 
     def native_sampling(self, sampling: Sampling) -> dict[str, Any]:
-        return translate_sampling(sampling, self.sampling_by_ids if self.by_ids else self.sampling, self.name)
+        if self.by_ids:
+            return translate_sampling(sampling, self.sampling_by_ids, self.name, Vllm.exclusive)
+        return translate_sampling(sampling, self.sampling, self.name)
 
     def call(self, request: Request) -> HttpCall:
         if self.by_ids:

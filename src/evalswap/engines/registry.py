@@ -7,14 +7,21 @@ from collections.abc import Mapping
 
 from evalswap.engines.base import ManagedEngine
 from evalswap.errors import ConfigError, EngineError, did_you_mean
+from evalswap.plan import LaunchPlan
 
 ENTRY_POINTS = "evalswap.engines"
-ALIASES = {"hf": "transformers", "huggingface": "transformers"}
+ALIASES = {"hf": "transformers", "huggingface": "transformers", "llama.cpp": "llamacpp", "turbomind": "lmdeploy"}
+REFERENCE = "transformers"
 REMOTE = "openai"  # the one engine that is not started here
 
 
 def engine_names() -> list[str]:
     return sorted({REMOTE, *_managed()})
+
+
+def managed_engine_names() -> list[str]:
+    """Return the engines that evalswap starts itself: the reference, then the others by name."""
+    return sorted(_managed(), key=lambda name: (name != REFERENCE, name))
 
 
 def canonical_name(name: str) -> str:
@@ -26,15 +33,23 @@ def canonical_name(name: str) -> str:
     return found
 
 
-def managed_engine(name: str) -> ManagedEngine:
-    """Return an engine that evalswap starts itself. Raises EngineError if it cannot be loaded."""
+def managed_engine(name: str, plan: LaunchPlan | None = None) -> ManagedEngine:
+    """Return an engine that evalswap starts itself, where a plan is given as its flags make it.
+
+    Raises EngineError if it cannot be loaded, and ConversionError for what it cannot load.
+    """
     try:
         made = _managed()[name].load()()
     except (ImportError, AttributeError, TypeError) as error:
         raise EngineError(f"the engine '{name}' cannot be loaded: {error}") from error
     if not isinstance(made, ManagedEngine):
         raise EngineError(f"the entry point of engine '{name}' is no ManagedEngine")
-    return made
+    return made.configured(plan) if plan is not None else made
+
+
+def flag_names(name: str) -> Mapping[str, str]:
+    """Return what an engine's command line calls the fields of a plan; nothing for a server that runs already."""
+    return {} if name == REMOTE else managed_engine(name).flag_names
 
 
 def _managed() -> Mapping[str, importlib.metadata.EntryPoint]:

@@ -6,9 +6,11 @@ https://huggingface.co/docs/transformers/main_classes/text_generation
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from evalswap.engines.answers import as_ids
 from evalswap.engines.base import (
     LOOPBACK,
     HttpCall,
@@ -18,10 +20,8 @@ from evalswap.engines.base import (
     Native,
     Refused,
     SamplingTable,
-    as_ids,
-    flags,
-    offline_environment,
 )
+from evalswap.engines.flags import flags, offline_environment
 from evalswap.records import Completion, Request
 
 WORKER = Path(__file__).with_name("transformers_worker")
@@ -31,6 +31,15 @@ NOT_IN_HF = Refused("transformers' generate() has no such penalty")
 class Transformers(ManagedEngine):
     name: ClassVar[str] = "transformers"
     distributions: ClassVar[tuple[str, ...]] = ("transformers",)
+    flag_names: ClassVar[Mapping[str, str]] = {
+        "dtype": "--dtype",
+        "batch_size": "--batch-size",
+        "pad_token_id": "--pad-token-id",
+        "peft_path": "--peft-path",
+        "trust_remote_code": "--trust-remote-code",
+        "num_gpus": 'device_map="auto" over GPUs:',
+        "max_seq_len": "context:",
+    }
     sampling: ClassVar[SamplingTable] = {
         "max_new_tokens": Native("max_new_tokens"),
         "min_new_tokens": Native("min_new_tokens"),

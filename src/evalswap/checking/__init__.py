@@ -1,0 +1,1 @@
+"""``evalswap check``: what a run would meet, found out in seconds without starting anything."""

@@ -1,0 +1,87 @@
+"""Command lines and environments of servers: what several engines share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from evalswap.data_folder import data_folder
+from evalswap.engines.base import Launch
+from evalswap.errors import ConversionError
+
+
+def given(engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``--engine-args`` with names as Python writes them ("max_model_len"), however they were given."""
+    return {key.lstrip("-").replace("-", "_"): value for key, value in engine_args.items()}
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Return ``--engine-args`` as command-line flags.
+
+    True is a bare flag, False and None leave it out, a dict is JSON, a list several words.
+    """
+    words: list[str] = []
+    for key, value in arguments.items():
+        flag = f"--{key.lstrip('-').replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, Mapping):
+            words += [flag, json.dumps(value)]
+        elif isinstance(value, (list, tuple)):
+            words += [flag, *map(str, value)]
+        elif value is not False and value is not None:
+            words += [flag, str(value)]
+    return words
+
+
+def number(arguments: Mapping[str, Any], *names: str, default: int) -> int:
+    """Return the first of the named arguments that is there. Raises ConversionError if it is no whole number."""
+    for name in names:
+        if arguments.get(name) is not None:
+            try:
+                return int(arguments[name])
+            except (TypeError, ValueError):
+                raise ConversionError(
+                    f"--engine-args {name}={arguments[name]}: a whole number is wanted", "correct it"
+                ) from None
+    return default
+
+
+def tensor_parallel(launch: Launch, replicas: int, stages: int = 1) -> int:
+    """Return over how many GPUs each layer is split: what data and pipeline parallel leave of ``num_gpus``.
+
+    Raises ConversionError where they do not divide it.
+    """
+    gpus, others = max(launch.num_gpus, 1), replicas * stages
+    if gpus % others and gpus != 1:
+        raise ConversionError(
+            f"num_gpus={gpus} cannot be shared by {replicas} data-parallel × {stages} pipeline-parallel parts",
+            f"give run_cfg=dict(num_gpus=…) as a multiple of {others}",
+        )
+    return max(1, gpus // others)
+
+
+def offline_environment() -> dict[str, str]:
+    """Return what keeps an engine off the network and gives every engine the same number of threads on a CPU.
+
+    All cores, unless OMP_NUM_THREADS says otherwise: on a machine that is busy with other work fewer are faster.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(_usable_cores())
+    return {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def kept_caches(engine: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return environment variables that keep what an engine compiles from one run to the next.
+
+    ``variables`` maps each variable to the folder's name. Those that the user's environment sets are his.
+    """
+    folder = data_folder() / "caches" / engine
+    return {name: str(folder / place) for name, place in variables.items() if not os.environ.get(name)}
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

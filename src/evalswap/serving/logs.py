@@ -1,0 +1,49 @@
+"""Reading an engine's log for the lines that tell a person what went wrong."""
+
+from __future__ import annotations
+
+import re
+
+_ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])")
+# What stands before a line: "(EngineCore pid=12) ERROR 11-22 16:00:00 [core.py:7] " in vLLM, "INFO:     " in uvicorn.
+_LEVEL = r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)"
+_PREFIX = re.compile(rf"^(?:\(\w[\w .-]* pid=\d+\) ?)?(?:{_LEVEL}(?: [\d-]+ [\d:.,]+ \[[^\]]*\] ?|: +))?")
+_NOISE = re.compile(
+    r"^# \d{4}-"  # our header line
+    r"|^Traceback \(most recent|^During handling of|^The above exception"
+    r"|^\S+\.py:\d+: \w*Warning: |^  warnings\.warn"
+    r"|\d+%( Completed)? ?\||[█▄▀]"  # progress bars and banners
+)
+_FRAME = re.compile(r'^\s+File ".*", line \d+')
+_EXCEPTION = re.compile(r"^([\w.]+\.)?\w*(Error|Exception|Interrupt|Exit)(:|$)")
+
+
+def meaningful_lines(log: str, limit: int) -> list[str]:
+    """Return those lines of an engine's log, at most ``limit``, that tell how it came to its end.
+
+    From the first error on these are the errors alone: a cause is logged long before its consequences, and
+    an orderly shutdown after both. Without any error they are the last lines. Left out are colours, prefixes,
+    progress bars, repetitions and the frames of tracebacks.
+    """
+    lines: dict[str, str] = {}  # line → its level, in the order of their first appearance
+    in_frame = False
+    for raw in log.split("\n"):
+        overwritten = _ANSI.sub("", raw.rstrip()).rpartition("\r")[2]  # what a terminal would show in the end
+        prefix = _PREFIX.match(overwritten)
+        assert prefix  # it matches the empty text, too
+        line = overwritten[prefix.end() :]
+        if _FRAME.match(line):
+            in_frame = True
+            continue
+        if in_frame and line.startswith("    "):
+            continue  # the source line, and the marks below it
+        in_frame = False
+        if line.strip() and not _NOISE.search(line):
+            lines.setdefault(line, prefix[1] or ("ERROR" if _EXCEPTION.match(line) else ""))
+    levels = list(lines.values())
+    first = next((number for number, level in enumerate(levels) if level in ("ERROR", "CRITICAL")), None)
+    if first is None:
+        return list(lines)[-limit:]
+    told = [line for line, level in list(lines.items())[first:] if level in ("", "ERROR", "CRITICAL")]
+    half = limit // 2
+    return told if len(told) <= limit else [*told[:half], "…", *told[half - limit + 1 :]]
