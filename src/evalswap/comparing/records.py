@@ -39,7 +39,7 @@ class Contender:
     failed: int
     with_ids: bool  # whether answers have token ids
     start_seconds: float | None  # engine start; None where nothing was started
-    infer_seconds: float | None  # None where answers came from the store
+    infer_seconds: float | None  # time with a request in flight, by the answers' own times; None where they have none
     output_tokens: int
     tokens_per_second: float | None
     throughput: tuple[tuple[float, float], ...]  # (seconds since the first request, output tokens/s)
@@ -56,6 +56,7 @@ class ContractItem:
     other: str
     kept: bool | None  # None: one side does not tell
     note: str = ""
+    systematic: bool = True  # where broken: moves answers one way, and not just by rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,12 @@ class PairedStatistics:
     equivalence_interval: Interval  # 90%, the one that TOST looks at
     right_to_wrong: int
     wrong_to_right: int
-    mcnemar_p: float  # exact, two-sided
+    mcnemar_p: float  # exact, two-sided; where rows come in groups, of a t test with clustered errors
     mcnemar_p_adjusted: float  # Holm, over the datasets of the comparison
     equivalence_p: float  # TOST at the margin
-    needed_rows: int | None  # rows that would settle it at 90% power; None where nothing flips
+    needed_rows: int | None  # rows that would settle it at 90% power
     excess_flips: float | None = None  # flips beyond the noise floor; None where none was measured
+    groups: int | None = None  # how many groups the rows come in, where errors are clustered
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ class DatasetComparison:
     reference: Contender
     others: tuple[Against, ...]
     noise_floor: Against | None = None  # the reference against itself at another batch size
+    model: str = ""  # the reference's name for the model
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """A run's folder: the layout that people and existing scripts know, plus run.json.
 
 ``<work>/<timestamp>/`` holds configs/, logs/, predictions/<model>/<dataset>.json,
-results/<model>/<dataset>.json, summary/summary_<time>.{txt,csv,md} and run.json.
+results/<model>/<dataset>.json, summary/summary_<time>.{txt,csv,md} and run.json. ``answer_files.py`` writes
+predictions and results, ``summary.py`` the summary, ``manifest.py`` what is in run.json.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import pprint
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from typing import Any
 from evalswap.config.experiment import Experiment
 from evalswap.errors import ConfigError, StoreError, did_you_mean
 from evalswap.redaction import Redactor
-from evalswap.scoring.scorer import Score
-from evalswap.store import Answered
 
 TIME_FORMAT = "%Y%m%d_%H%M%S"
 
@@ -79,41 +78,6 @@ class RunFolder:
         name = f"{datetime.now().strftime(TIME_FORMAT)}_{os.getpid()}.py"
         write_text(self.path / "configs" / name, redact("\n\n".join(parts) + "\n"))
 
-    def write_predictions(self, model: str, dataset: str, answers: Iterable[Answered]) -> Path:
-        """Write ``{row: {origin_prompt, prediction, gold}}``, streaming; unanswered rows are left out."""
-
-        def lines() -> Iterator[str]:
-            yield "{"
-            first = True
-            for answer in answers:
-                if answer.response is None:
-                    continue
-                entry = {
-                    "origin_prompt": answer.turns,
-                    "prediction": answer.response.text,
-                    "gold": answer.gold,
-                }
-                body = json.dumps(entry, ensure_ascii=False, indent=4).replace("\n", "\n    ")
-                yield f"{'' if first else ','}\n    {json.dumps(str(answer.row))}: {body}"
-                first = False
-            yield "\n}\n"
-
-        return write_text(self.predictions / file_name(model) / f"{file_name(dataset)}.json", lines())
-
-    def write_results(self, model: str, dataset: str, score: Score) -> Path:
-        """Write a job's scores; a partial one says so and names its unanswered rows."""
-        result: dict[str, Any] = dict(score.metrics)
-        if score.partial:
-            result |= {
-                "partial": True,
-                "answered": score.answered,
-                "total": score.total,
-                "unanswered_rows": score.unanswered_rows,
-            }
-        result["details"] = score.details
-        text = json.dumps(result, ensure_ascii=False, indent=4)
-        return write_text(self.results / file_name(model) / f"{file_name(dataset)}.json", text + "\n")
-
     def write_manifest(self, manifest: Mapping[str, Any], redact: Redactor) -> None:
         write_text(self.manifest, redact(json.dumps(manifest, ensure_ascii=False, indent=2, default=str)) + "\n")
 
@@ -148,11 +112,16 @@ def write_text(path: Path, text: str | Iterable[str]) -> Path:
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise StoreError(
-            f"{path}: {error.strerror or error}",
-            "free disk space, or choose another work folder with -w; stored answers are kept",
-        ) from error
+        raise not_written(path, error) from error
     return path
+
+
+def not_written(path: Path, error: OSError) -> StoreError:
+    """Return what to tell a person about a file that could not be written."""
+    return StoreError(
+        f"{path}: {error.strerror or error}",
+        "free disk space, or choose another work folder with -w; stored answers are kept",
+    )
 
 
 def _pretty(value: Any) -> str:

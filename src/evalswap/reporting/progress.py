@@ -1,4 +1,4 @@
-"""Live progress: a bar on a terminal, a plain line every few seconds elsewhere.
+"""Live progress: a bar for each model on a terminal, plain lines every few seconds elsewhere.
 
 Answers only change numbers; drawing happens on its own clock, off the path of the requests.
 """
@@ -17,7 +17,7 @@ from rich.table import Table
 from evalswap.inference.tally import Tally
 
 REDRAW = 0.25  # seconds, on a terminal
-PLAIN_LINE = 10.0  # seconds, without one
+PLAIN_LINES = 10.0  # seconds, without one
 
 
 def as_line(tally: Tally) -> str:
@@ -37,45 +37,62 @@ def as_line(tally: Tally) -> str:
     return " · ".join(parts)
 
 
-@contextlib.asynccontextmanager
-async def shown(console: Console, label: str, tally: Tally) -> AsyncIterator[None]:
-    """Show a tally while the body runs."""
-    if not console.is_terminal:
-        task = asyncio.create_task(_plain(console, label, tally))
+class Progress:
+    """The tallies that are being asked right now, in one display. An asynchronous context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown: dict[str, Tally] = {}
+        self._live: Live | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live = Live(self._bars(), console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._task = asyncio.create_task(self._draw(self._live))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._live is not None:
+            self._live.stop()
+
+    @contextlib.asynccontextmanager
+    async def watch(self, label: str, tally: Tally) -> AsyncIterator[None]:
+        """Show a tally while the body runs, and print what it has come to afterwards."""
+        self._shown[label] = tally
         try:
             yield
         finally:
-            task.cancel()
-            console.print(f"{label}: {as_line(tally)}", highlight=False, markup=False)
-        return
-    with Live(_bar(label, tally), console=console, auto_refresh=False, transient=True) as live:
-        task = asyncio.create_task(_redraw(live, label, tally))
-        try:
-            yield
-        finally:
-            task.cancel()
-    console.print(f"{label}: {as_line(tally)}", highlight=False, markup=False)
+            del self._shown[label]
+            if self._live is not None:
+                self._live.update(self._bars(), refresh=True)
+            self._print(label, tally)
 
+    async def _draw(self, live: Live | None) -> None:
+        while True:
+            if live is None:
+                await asyncio.sleep(PLAIN_LINES)
+                for label, tally in self._shown.items():
+                    self._print(label, tally)
+            else:
+                live.update(self._bars(), refresh=True)
+                await asyncio.sleep(REDRAW)
 
-async def _plain(console: Console, label: str, tally: Tally) -> None:
-    while True:
-        await asyncio.sleep(PLAIN_LINE)
-        console.print(f"{label}: {as_line(tally)}", highlight=False, markup=False)
+    def _print(self, label: str, tally: Tally) -> None:
+        self._console.print(f"{label}: {as_line(tally)}", highlight=False, markup=False)
 
-
-async def _redraw(live: Live, label: str, tally: Tally) -> None:
-    while True:
-        live.update(_bar(label, tally), refresh=True)
-        await asyncio.sleep(REDRAW)
-
-
-def _bar(label: str, tally: Tally) -> Table:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(width=30)
-    grid.add_column()
-    grid.add_row(label, ProgressBar(total=max(1, tally.total), completed=tally.done, width=30), as_line(tally))
-    return grid
+    def _bars(self) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column(width=30)
+        grid.add_column()
+        for label, tally in self._shown.items():
+            grid.add_row(label, ProgressBar(total=max(1, tally.total), completed=tally.done, width=30), as_line(tally))
+        return grid
 
 
 def clock(seconds: float) -> str:

@@ -14,10 +14,30 @@ from evalswap.config.specs import DatasetSpec
 from evalswap.errors import EvalswapError
 from evalswap.plan import ModelPlan
 from evalswap.records import Failure
+from evalswap.reporting.progress import clock
 from evalswap.serving.environments import EngineStatus
 
 if TYPE_CHECKING:
     from evalswap.inference.model_run import Outcome
+
+
+# The names of timings, and what a person reads.
+WALL_TIMES = {
+    "load": "load",
+    "wait": "engine start",
+    "infer": "asking",
+    "stop": "engine stop",
+    "finish": "last scores and files",
+    "total": "total",
+}
+BEHIND = {"score": "score", "write": "write"}
+REQUEST_TIMES = {
+    "requests": "answered in",
+    "retries": "retries and pauses",
+    "engine_queue": "engine's queue",
+    "prefill": "prefill",
+    "decode": "decode",
+}
 
 
 def show_plan(console: Console, plan: ModelPlan, datasets: Sequence[tuple[DatasetSpec, Rows | None]]) -> None:
@@ -48,6 +68,8 @@ def show_engine(console: Console, outcome: Outcome) -> None:
     source = engine.details.get("source")
     where = f"{engine.interpreter} ({source})" if source else engine.interpreter
     console.print(f"engine: {engine} on {engine.device}, {where}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.restarts:
+        console.print(f"engine: started again {outcome.restarts} times, see above and its log", highlight=False)
     for job, count in outcome.shortened.items():
         console.print(
             f"{job}: {count} answers had less room than max_out_len (context of the model)",
@@ -63,23 +85,40 @@ def show_error(console: Console, error: EvalswapError, redact: Callable[[str], s
         console.print(f"  [dim]→[/] {escape(redact(error.hint))}", highlight=False, soft_wrap=True)
 
 
-def show_failures(console: Console, job: str, failures: Sequence[Failure], most: int) -> None:
-    """Print the questions of a job that got no answer."""
-    if not failures:
+def show_unanswered(console: Console, job: str, unanswered: int, failures: Sequence[Failure]) -> None:
+    """Print how many questions of a job got no answer, and why the first of them did not."""
+    if not unanswered:
         return
     console.print(
-        f"[bold red]{escape(job)}: {len(failures)} without an answer[/] (asked again by the next run)",
+        f"[bold red]{escape(job)}: {unanswered} without an answer[/] (asked by the next run)",
         highlight=False,
     )
-    for failure in failures[:most]:
+    for failure in failures:
         console.print(
             f"  row {failure.row}, after {failure.attempts} tries: {failure.error}",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
-    if len(failures) > most:
-        console.print(f"  … and {len(failures) - most} more", highlight=False)
+    if failures and unanswered > len(failures):
+        console.print(f"  … and {unanswered - len(failures)} more", highlight=False)
+
+
+def show_times(console: Console, model: str, outcome: Outcome) -> None:
+    """Print in one line where a model's time went."""
+    times = {name: value for name, value in outcome.timings.items() if value is not None}
+    if not times:
+        return
+    asked = outcome.tally.answered
+    wall = [f"{text} {clock(times[name])}" for name, text in WALL_TIMES.items() if name in times]
+    behind = [f"{text} {clock(times[name])}" for name, text in BEHIND.items() if name in times]
+    parts = [", ".join(wall), f"behind it {', '.join(behind)}" if behind else ""]
+    if asked and times.get("infer"):
+        parts.append(f"client idle {100 * times['client_idle'] / times['infer']:.0f}%")
+        request = [f"{text} {times[name] / asked:.2f} s" for name, text in REQUEST_TIMES.items() if times.get(name)]
+        parts.append(f"a request on average: {', '.join(request)}")
+    line = "; ".join(filter(None, parts))
+    console.print(f"time of {model}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_engines(console: Console, engines: Sequence[EngineStatus]) -> None:
