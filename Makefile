@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 MODEL := .demo/SmolLM2-135M-Instruct
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test setup engines model lint clean
+.PHONY: help demo test setup engines test-engines model lint clean
 
 help:
 	@echo "make demo    set up, then evaluate a small model on transformers and on vLLM and compare"
-	@echo "make test    set up, then run the tests"
+	@echo "make test    set up, then run the tests: the fast ones (pytest) and those on real engines (pytest -m e2e)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment, the demo model and its results (engines stay installed)"
 
@@ -23,8 +23,11 @@ demo: setup engines model
 	@echo; echo "== 3/3  is it still the same score?"
 	$(BIN)/evalswap compare $$(ls -d outputs/demo/2* | tail -n 2)
 
-test: setup engines model
+test: setup engines model test-engines
+	@echo; echo "== 1/2  the fast tests"
 	$(BIN)/python -m pytest
+	@echo; echo "== 2/2  the small model on real engines (some minutes)"
+	$(BIN)/python -m pytest -m e2e -v -rs --durations=8
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -41,6 +44,14 @@ engines: setup
 	@echo "== installing the engines, each into an environment of its own (nothing to do if they are there)"
 	$(BIN)/evalswap engines install transformers -- -c constraints.txt
 	$(BIN)/evalswap engines install vllm
+
+# What the tests have beside: SGLang on the CPU, and the model for the user's own llama-server, if there is one.
+test-engines: setup engines model
+	@$(BIN)/python scripts/sglang_on_cpu.py || echo "SGLang's tests will be skipped"
+	@if command -v "$${EVALSWAP_LLAMACPP_SERVER:-llama-server}" > /dev/null; then \
+		$$($(BIN)/evalswap engines python transformers) scripts/make_demo_gguf.py \
+			--gguf "$$(find .demo/wheel -name '*.gguf')" --out $(MODEL).F32.gguf; \
+	else echo "no llama-server on the PATH (or EVALSWAP_LLAMACPP_SERVER): llama.cpp's live tests will be skipped"; fi
 
 model: $(MODEL)/config.json
 

@@ -17,6 +17,8 @@ import pytest
 from aiohttp import web
 from fake_openai import FakeServer, completion, error, gold_answers, hang_up, serving
 
+from evalswap.store import Store
+
 QUESTIONS = 64
 CONFIG = """
 from mmengine.config import read_base
@@ -226,16 +228,159 @@ def test_killed_at_any_moment_nothing_is_asked_twice(command: Command) -> None:
     assert command.result()["accuracy"] == 100.0
 
 
-def test_interrupted_says_how_to_go_on(command: Command) -> None:
-    with serving(FakeServer(latency=0.2)) as server:
-        process = command.start("run", command.config(server, window=2), "-w", command.work)
-        while not server.asked and process.poll() is None:
-            time.sleep(0.01)
+def when_asked(server: FakeServer, process: subprocess.Popen[str], count: int) -> None:
+    deadline = time.monotonic() + 60
+    while sum(server.asked.values()) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_ctrl_c_finishes_what_is_in_flight(command: Command) -> None:
+    with serving(FakeServer(latency=0.6)) as server:
+        config = command.config(server, window=4)
+        process = command.start("run", config, "-w", command.work)
+        when_asked(server, process, 6)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "the same command goes on" in output
-    assert "Traceback" not in output
+        assert process.returncode == 130
+        assert "nothing new is asked, waiting for 4 in flight (Ctrl-C again stops now)" in output
+        assert "the same command goes on" in output
+        assert "Traceback" not in output
+        asked = sum(server.asked.values())
+        result = command.result()
+        assert (result["accuracy"], result["partial"], result["answered"]) == (100.0, True, asked)
+        assert len(result["unanswered_rows"]) == QUESTIONS - asked
+        assert f"(partial: {asked} of {QUESTIONS})" in output
+        assert (command.manifest()["status"], command.manifest()["interrupted"]) == ("partial", True)
+        server.latency = 0.0
+        code, _ = command.run(config)
+    assert code == 0
+    assert set(server.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)])
+def test_ctrl_c_twice_and_sigterm_stop_now(command: Command, signals: tuple[signal.Signals, ...]) -> None:
+    with serving(FakeServer(latency=0.1)) as server:
+        config = command.config(server, window=4)
+        process = command.start("run", config, "-w", command.work)
+        when_asked(server, process, 10)
+        server.latency = 60.0
+        when_asked(server, process, sum(server.asked.values()) + 4)
+        began = time.monotonic()
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.2)
+        output, _ = process.communicate(timeout=20)
+        assert time.monotonic() - began < 5
+        assert process.returncode == 130
+        assert "the same command goes on" in output
+        assert "Traceback" not in output
+        assert not list(command.work.rglob("*.part"))
+        server.latency, asked = 0.0, sum(server.asked.values())
+        code, _ = command.run(config, "-r")
+    assert code == 0
+    assert sum(server.asked.values()) <= QUESTIONS + 2 * 4
+    assert sum(server.asked.values()) > asked
+    assert command.result()["accuracy"] == 100.0
+
+
+def test_models_and_datasets_are_asked_side_by_side(command: Command) -> None:
+    """Two APIs at once, and two datasets of each in one window: the time of one dataset, and no barrier."""
+    with serving(FakeServer(latency=0.5)) as server:
+        config = command.config(server, window=QUESTIONS)
+        more = "models = [models[0], dict(models[0], abbr='other-api', temperature=0.5)]"
+        config.write_text(f"{config.read_text()}\n{more}\ndatasets = [datasets[0], dict(datasets[0], abbr='again')]\n")
+        code, output = command.run(config)
+    assert code == 0, output
+    assert server.most_in_flight > QUESTIONS  # more than one model's window
+    # The rows of the second dataset ask the same, and wait for the same answers.
+    assert set(server.asked.values()) == {2}
+    for model in ("demo-api", "other-api"):
+        for dataset in ("demo", "again"):
+            file = command.folders()[0] / "results" / model / f"{dataset}.json"
+            assert json.loads(file.read_text())["accuracy"] == 100.0
+        assert re.search(rf"^{model}: 128/128 · ", output, re.MULTILINE)
+        assert re.search(rf"^time of {model}: load ", output, re.MULTILINE)
+
+
+def test_one_model_without_a_server_costs_the_others_nothing(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        lost = "dict(models[0], abbr='lost', openai_api_base='http://127.0.0.1:9/v1')"
+        config.write_text(f"{config.read_text()}\nmodels = [{lost}, models[0]]\n")
+        code, output = command.run(config)
+    assert code == 1
+    assert "no server answers at http://127.0.0.1:9/v1" in output
+    assert command.result()["accuracy"] == 100.0
+    assert f"lost/demo: {QUESTIONS} without an answer" in output
+
+
+def test_where_the_time_went(command: Command) -> None:
+    with serving(FakeServer(latency=0.2)) as server:
+        code, output = command.run(command.config(server, window=16))
+    assert code == 0
+    times = command.manifest()["models"]["demo-api"]["timings"]
+    assert {"load", "infer", "score", "write", "finish", "total", "client_idle", "requests", "retries"} <= set(times)
+    assert 4 * 0.2 <= times["infer"] <= times["total"]
+    assert QUESTIONS * 0.2 <= times["requests"] <= 16 * times["infer"]
+    assert times["load"] + times["infer"] + times["finish"] == pytest.approx(times["total"], abs=0.5)
+    assert times["client_idle"] <= times["infer"]
+    assert re.search(
+        r"time of demo-api: load .*, asking .*, total .*; behind it score .*, write .*; client idle ", output
+    )
+
+
+def test_every_attempt_that_failed_is_on_record(command: Command) -> None:
+    with serving(FakeServer(fault=once(500))) as server:
+        assert command.run(command.config(server), "--limit", "3")[0] == 0
+    store = Store(command.work)
+    attempts = store.attempts(command.folders()[0].name, "demo-api/demo")
+    store.close()
+    assert sorted((attempt.row, attempt.attempt) for attempt in attempts) == [(0, 1), (1, 1), (2, 1)]
+    assert {attempt.error for attempt in attempts} == {"HTTP 500: overloaded"}
+
+
+def test_what_throttles_a_server_of_ones_own_is_said(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server, window=2)
+        code, output = command.run(config)
+        assert code == 0
+        assert "hint: at most 2 requests are in flight (batch_size or max_workers)" in output
+        assert server.most_in_flight <= 2
+        config.write_text(config.read_text().replace("query_per_second=None", "query_per_second=1"))
+        process = command.start("run", config, "-w", command.folder / "slow")
+        assert process.stdout is not None
+        line = ""
+        while not line.startswith("hint: query_per_second=1 makes 64 questions take at least 1 minutes"):
+            line = process.stdout.readline()
+            assert line, "no hint"
+        process.kill()
+        process.communicate()
+
+
+def test_a_name_that_the_server_does_not_serve(command: Command) -> None:
+    def fault(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+        return error(404, "The model `demmo` does not exist.")
+
+    with serving(FakeServer(fault=fault)) as server:
+        config = command.config(server)
+        config.write_text(config.read_text().replace("path='demo '", "path='demmo'"))
+        code, output = command.run(config)
+        assert code == 1
+        assert "serves no model 'demmo': HTTP 404: The model `demmo` does not exist." in output
+        assert "did you mean 'demo'?; it serves: demo" in output
+        assert sum(server.asked.values()) == 1
+        server.fault = None  # one that answers to any name is taken at its word
+        assert command.run(config)[0] == 0
+
+
+def test_a_server_that_refuses_ids_is_named(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        code, output = command(
+            "run", "--hf-path", "some/model", "--datasets", "demo", "-a", "openai", "--api-base", server.url,
+            "--api-model", "demo", "--limit", "1", "-w", command.work,
+        )  # fmt: skip
+    assert code == 0, output
+    assert f"{server.url} takes no token ids: it refuses them (HTTP 404: chat only); it gets messages" in output
 
 
 def test_a_key_reaches_the_server_and_nothing_else(command: Command) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evalswap.content_keys import ContentKeys
 from evalswap.errors import StoreError
 from evalswap.records import Failure, Prompt, Response, Sampling
-from evalswap.store import ContentKeys, Item, Store, unpack_ids
+from evalswap.store import FailedAttempt, Item, Store, unpack_ids
 
 SAMPLING = Sampling(max_new_tokens=8, stop=("x",), stop_token_ids=(2,))
 
@@ -66,11 +68,74 @@ def test_answers_come_in_row_order_and_missing_ones_are_none(tmp_path: Path) -> 
     answers = list(store.answers("run", "job"))
     assert [(a.row, a.response is not None) for a in answers] == [(0, False), (1, True), (2, False)]
     assert store.failures("run", "job") == [Failure("k0", "job", 0, "no luck", 3)]
-    store.begin_run("run")
+    assert [a.settled for a in answers] == [True, True, False]
+    assert [a.row for a in store.answers("run", "job", after=0)] == [1, 2]
+    store.begin_run("run", {"job": 3})
     assert list(store.answers("run", "job")) == []
+    assert store.expected_rows("run", "job") == 3
+    assert store.failures("run", "job") == []
     assert store.responses(["k1"])  # forgetting a run's rows forgets no answer
     assert store.knows("source")
     assert not store.knows("elsewhere")
+    store.close()
+
+
+def test_answers_are_read_page_by_page_while_others_are_added(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin_run("run", {"job": 2000})
+    for start in range(0, 2000, 500):
+        rows = range(start, start + 500)
+        store.add_items("run", "job", [Item(row, f"k{row}", str(row), [], Prompt((), None, None)) for row in rows])
+    seen = []
+    for answered in store.answers("run", "job"):
+        store.add_response("source", response(f"k{answered.row}"))
+        seen.append(answered.row)
+    assert seen == list(range(2000))
+    assert len(store.responses([f"k{row}" for row in range(2000)])) == 2000
+    store.close()
+
+
+def test_failed_attempts_are_on_record(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    attempts = [FailedAttempt("job", 3, number, 1.0, 0.5, f"HTTP {number}") for number in (1, 2)]
+    for attempt in attempts:
+        store.add_attempt("run", attempt)
+    assert store.attempts("run", "job") == attempts
+    assert store.attempts("run", "other") == []
+    store.close()
+
+
+def test_prompts_have_a_hash_only_if_all_of_them_are_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin_run("run", {"job": 2})
+    items = [Item(row, f"k{row}", "", [], Prompt((), None, (row, 5))) for row in range(2)]
+    store.add_items("run", "job", items[:1])
+    assert store.prompt_hashes("run", "job")["prompt_ids_sha256"] is None
+    store.add_items("run", "job", items[1:])
+    hashes = store.prompt_hashes("run", "job")
+    assert len(hashes["prompt_ids_sha256"]) == 64
+    assert hashes["prompt_tokens"] == 4
+    store.close()
+
+
+def test_a_store_of_an_older_evalswap_goes_on(tmp_path: Path) -> None:
+    """Its tables were without row ids, and it had neither jobs nor attempts."""
+    store = Store(tmp_path)
+    store.close()
+    db = sqlite3.connect(tmp_path / "responses.sqlite", isolation_level=None)
+    for table in ("responses", "items", "failures"):
+        (sql,) = db.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        db.execute(f"DROP TABLE {table}")
+        db.execute(f"{sql} WITHOUT ROWID")
+    db.execute("DROP TABLE jobs")
+    db.execute("DROP TABLE attempts")
+    db.close()
+    store = Store(tmp_path)
+    store.add_items("run", "job", [Item(0, "k0", "1", [], Prompt((), None, None))])
+    store.add_response("source", response("k0"))
+    (answered,) = store.answers("run", "job")
+    assert answered.response == response("k0")
+    assert store.expected_rows("run", "job") is None
     store.close()
 
 

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
-import platform
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from evalswap import __version__
-from evalswap.benchmarks.registry import Rows, find_loader
+from evalswap.benchmarks.loading import load_rows
+from evalswap.benchmarks.registry import Rows
 from evalswap.config.experiment import Experiment
 from evalswap.config.specs import DatasetSpec
-from evalswap.errors import EXIT_FAILED, EXIT_OK, ConfigError, DataError, EvalswapError, StoreError
-from evalswap.inference.model_run import Job, ModelRun, Outcome, check_sampling
+from evalswap.errors import EXIT_FAILED, EXIT_OK, ConfigError, DataError, StoreError
+from evalswap.inference.endpoint_run import EndpointRun
+from evalswap.inference.managed_run import ManagedRun
+from evalswap.inference.model_run import ModelRun, Outcome, RunContext
+from evalswap.inference.pending import Job
+from evalswap.inference.sampling_check import check_sampling
+from evalswap.interrupts import handled
 from evalswap.plan import ModelPlan
 from evalswap.redaction import Redactor, secrets_in
 from evalswap.reporting import summary
-from evalswap.reporting.folder import RunFolder, file_name
-from evalswap.reporting.progress import clock, shown
-from evalswap.reporting.screens import show_engine, show_error, show_failures, show_plan
+from evalswap.reporting.answer_files import AnswerFiles
+from evalswap.reporting.folder import RunFolder
+from evalswap.reporting.manifest import dataset_record, model_record, run_record, score_of
+from evalswap.reporting.progress import Progress
+from evalswap.reporting.screens import show_engine, show_error, show_plan, show_times, show_unanswered
+from evalswap.scoring.behind import JobScoring
 from evalswap.scoring.scorer import Score, Scorer
-from evalswap.store import FILE_NAME, Store
+from evalswap.store import Store
 
 SHOWN_FAILURES = 5
+SCORE_SECONDS = 0.25  # between two looks at what can be scored behind the asking
+SCORED_AT_ONCE = 256  # rows; then answers have their turn
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,22 @@ class RunOptions:
     reuse: str | None = None  # a timestamp or "latest"
     limit: int | None = None
     engine_python: str | None = None
+    hang_seconds: float | None = None  # until an engine without any progress is restarted
     began: float = 0.0  # time.time() when the command started
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be written or shown
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One model on one dataset."""
+
+    plan: ModelPlan
+    dataset: DatasetSpec
+    scorer: Scorer
+
+    @property
+    def job(self) -> str:
+        return f"{self.plan.abbr}/{self.dataset.abbr}"
 
 
 class Evaluation:
@@ -62,101 +82,199 @@ class Evaluation:
         self.scores: dict[str, dict[str, Score]] = {plan.summary_abbr: {} for plan in plans}
         self.rows: dict[str, Rows] = {}
         self.summarizer = summary.parse_summarizer(experiment.summarizer, [d.abbr for d in experiment.datasets])
-        self.score_seconds: dict[str, float] = {}
+        self.interrupted = False
+        self._cells: list[_Cell] = []
+        self._scoring: dict[str, JobScoring] = {}  # by job
+        self._files: dict[str, AnswerFiles] = {}  # by job
 
     def run(self) -> int:
-        """Do what the mode says and return the exit code: 0 only if everything was answered and scored."""
+        """Do what the mode says and return the exit code: 0 only if everything was answered and scored.
+
+        Raises KeyboardInterrupt, after what there is was scored and shown, if the user wanted no more.
+        """
         options = self.options
         if options.mode in ("eval", "viz") and not options.reuse:
             raise ConfigError(f"--mode {options.mode} works on an earlier run", "add -r (the latest) or -r TIMESTAMP")
         for plan in self.plans:
             check_sampling(plan, self.experiment.datasets)
-        scorers = {
-            (plan.abbr, dataset.abbr): Scorer(dataset, plan.pred_postprocessor)
+        self._cells = [
+            _Cell(plan, dataset, Scorer(dataset, plan.pred_postprocessor))
             for plan in self.plans
             for dataset in self.experiment.datasets
-        }
+        ]
+        asks = options.mode in ("all", "infer")
+        if asks:  # before a folder is made: missing data leaves nothing behind
+            self.rows = {dataset.abbr: load_rows(dataset, options.limit) for dataset in self.experiment.datasets}
         if options.reuse:
             folder = RunFolder.existing(options.work_dir, options.reuse)
         else:
-            self._load_rows()  # before a folder is made: missing data leaves nothing behind
             folder = RunFolder.create(options.work_dir)
         if options.mode == "viz":
-            self._read_results(folder)
+            self._read_scores(folder)
             return self._report(folder)
         store = Store(options.work_dir)
         try:
-            if options.mode != "eval":
-                if not self.rows:
-                    self._load_rows()
+            self._open_files(store, folder)
+            if asks:
                 folder.write_config(self.experiment, self.redact)
-                store.begin_run(folder.name)
-                asyncio.run(self._ask(store, folder, scorers))
-            if options.mode != "infer":
-                self._score(store, folder, scorers)
-            else:
-                for plan in self.plans:
-                    for dataset in self.experiment.datasets:
-                        folder.write_predictions(
-                            plan.abbr, dataset.abbr, store.answers(folder.name, _job(plan, dataset))
-                        )
+                store.begin_run(folder.name, {cell.job: len(self.rows[cell.dataset.abbr].rows) for cell in self._cells})
+                self._run_until_stopped(self._ask(store, folder))
+            for plan in self.plans:
+                self._finish(plan)
             self._write_manifest(store, folder)
-            self._show_unanswered(store, folder)
+            self._show_ends(store, folder)
         finally:
+            for files in self._files.values():
+                files.discard()
             store.close()
-        return self._report(folder)
+        code = self._report(folder)
+        if self.interrupted and code != EXIT_OK:
+            raise KeyboardInterrupt
+        return code
 
-    # -- steps -----------------------------------------------------------------------------------------
+    # -- asking ----------------------------------------------------------------------------------------
 
-    def _load_rows(self) -> None:
-        for dataset in self.experiment.datasets:
-            self.rows[dataset.abbr] = load_rows(dataset, self.options.limit)
+    def _run_until_stopped(self, asking: Coroutine[Any, Any, None]) -> None:
+        try:
+            asyncio.run(asking)
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
-    async def _ask(self, store: Store, folder: RunFolder, scorers: dict[tuple[str, str], Scorer]) -> None:
-        for plan in self.plans:
-            jobs = [
-                Job(_job(plan, dataset), dataset, self.rows[dataset.abbr], scorers[plan.abbr, dataset.abbr])
-                for dataset in self.experiment.datasets
-            ]
-            show_plan(self.console, plan, [(job.dataset, job.rows) for job in jobs])
-            model_run = ModelRun(
-                plan,
-                jobs,
+    async def _ask(self, store: Store, folder: RunFolder) -> None:
+        """Ask all models: servers of others all at once, and beside them those that need this machine, in turn."""
+        task = asyncio.current_task()
+        assert task is not None
+        async with Progress(self.console) as progress:
+            context = RunContext(
                 store=store,
                 run=folder.name,
                 logs=folder.logs / "infer",
                 say=self._say,
-                watch=lambda label, tally: shown(self.console, label, tally),
+                watch=progress.watch,
                 redact=self.redact,
                 engine_python=self.options.engine_python,
+                hang_seconds=self.options.hang_seconds,
             )
-            outcome = self.outcomes[plan.abbr] = model_run.outcome
-            await model_run.ask()
+            runs = [self._model_run(plan, context) for plan in self.plans]
+            with handled(lambda: self._finish_in_flight(runs), lambda: _cancel(task)):
+                await _beside(
+                    _together(
+                        *(self._ask_in_turn([run]) for run in runs if isinstance(run, EndpointRun)),
+                        self._ask_in_turn([run for run in runs if isinstance(run, ManagedRun)]),
+                    ),
+                    self._score_behind(),
+                )
+
+    def _model_run(self, plan: ModelPlan, context: RunContext) -> ModelRun:
+        jobs = [
+            Job(cell.job, cell.dataset, self.rows[cell.dataset.abbr], self._scoring[cell.job], cell.scorer.gold)
+            for cell in self._cells_of(plan)
+        ]
+        show_plan(self.console, plan, [(job.dataset, job.rows) for job in jobs])
+        if len(self.plans) > 1:
+            context = dataclasses.replace(context, say=lambda text: self._say(f"{plan.abbr}: {text}"))
+        kind = ManagedRun if plan.launch is not None else EndpointRun
+        return kind(plan, jobs, context)
+
+    async def _ask_in_turn(self, runs: Sequence[ModelRun]) -> None:
+        for run in runs:
+            self.outcomes[run.plan.abbr] = run.outcome
+            outcome = await run.ask()
             show_engine(self.console, outcome)
             if outcome.error is not None:
                 if isinstance(outcome.error, (StoreError, DataError)):
                     raise outcome.error
                 show_error(self.console, outcome.error, self.redact)
 
-    def _score(self, store: Store, folder: RunFolder, scorers: dict[tuple[str, str], Scorer]) -> None:
-        for plan in self.plans:
-            began = time.perf_counter()
-            for dataset in self.experiment.datasets:
-                job = _job(plan, dataset)
-                score = scorers[plan.abbr, dataset.abbr].score_all(store.answers(folder.name, job))
-                if not score.total:
-                    continue
-                folder.write_predictions(plan.abbr, dataset.abbr, store.answers(folder.name, job))
-                folder.write_results(plan.abbr, dataset.abbr, score)
-                self.scores[plan.summary_abbr][dataset.abbr] = score
-            self.score_seconds[plan.abbr] = round(time.perf_counter() - began, 3)
+    def _finish_in_flight(self, runs: Sequence[ModelRun]) -> None:
+        self.interrupted = True
+        in_flight = sum(run.stop_taking() for run in runs)
+        waiting = f"waiting for {in_flight} in flight (Ctrl-C again stops now)" if in_flight else "stopping"
+        self._say(f"interrupted: nothing new is asked, {waiting}")
 
-    def _read_results(self, folder: RunFolder) -> None:
+    async def _score_behind(self) -> None:
+        while True:
+            done = 0
+            for scoring in self._scoring.values():
+                done += scoring.advance(SCORED_AT_ONCE)
+                await asyncio.sleep(0)
+            await asyncio.sleep(SCORE_SECONDS if done < SCORED_AT_ONCE else 0)
+
+    # -- scores ----------------------------------------------------------------------------------------
+
+    def _open_files(self, store: Store, folder: RunFolder) -> None:
+        scored = self.options.mode != "infer"
+        for cell in self._cells:
+            files = AnswerFiles(folder, cell.plan.abbr, cell.dataset.abbr, results=scored)
+            self._files[cell.job] = files
+            self._scoring[cell.job] = JobScoring(store, folder.name, cell.job, cell.scorer, files, score=scored)
+
+    def _finish(self, plan: ModelPlan) -> None:
+        """Score what is left of a model's rows, and put its files in their places."""
+        began = time.perf_counter()
+        for cell in self._cells_of(plan):
+            score = self._scoring[cell.job].finish()
+            if score.total:
+                self._files[cell.job].finish(score)
+                self.scores[plan.summary_abbr][cell.dataset.abbr] = score
+        outcome = self.outcomes.get(plan.abbr)
+        if outcome is not None:
+            scorings = [self._scoring[cell.job] for cell in self._cells_of(plan)]
+            finish = time.perf_counter() - began
+            outcome.timings |= {
+                "score": round(sum(scoring.score_seconds for scoring in scorings), 3),
+                "write": round(sum(scoring.write_seconds for scoring in scorings), 3),
+                "finish": round(finish, 3),
+                "total": round((outcome.timings.get("total") or 0.0) + finish, 3),
+            }
+
+    def _read_scores(self, folder: RunFolder) -> None:
+        manifest = folder.read_manifest()
+        for cell in self._cells:
+            score = score_of(manifest, cell.plan.abbr, cell.dataset.abbr)
+            if score is not None:
+                self.scores[cell.plan.summary_abbr][cell.dataset.abbr] = score
+
+    def _cells_of(self, plan: ModelPlan) -> list[_Cell]:
+        return [cell for cell in self._cells if cell.plan is plan]
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def _write_manifest(self, store: Store, folder: RunFolder) -> None:
+        models = {}
         for plan in self.plans:
-            for dataset in self.experiment.datasets:
-                path = folder.results / file_name(plan.abbr) / f"{file_name(dataset.abbr)}.json"
-                if path.is_file():
-                    self.scores[plan.summary_abbr][dataset.abbr] = _read_score(path)
+            scores = self.scores[plan.summary_abbr] if self.options.mode != "infer" else {}
+            datasets = {
+                cell.dataset.abbr: dataset_record(
+                    cell.dataset.version,
+                    self.rows.get(cell.dataset.abbr),
+                    scores.get(cell.dataset.abbr),
+                    store,
+                    folder.name,
+                    cell.job,
+                )
+                for cell in self._cells_of(plan)
+            }
+            models[plan.abbr] = model_record(plan, datasets, self.outcomes.get(plan.abbr), self.redact)
+        record = run_record(
+            folder.read_manifest(),
+            self.experiment,
+            models,
+            began=self.options.began,
+            status="complete" if self._complete() else "partial",
+            interrupted=self.interrupted,
+            redact=self.redact,
+        )
+        folder.write_manifest(record, self.redact)
+
+    def _show_ends(self, store: Store, folder: RunFolder) -> None:
+        for cell in self._cells:
+            score = self.scores[cell.plan.summary_abbr].get(cell.dataset.abbr)
+            unanswered = score.total - score.answered if score else 0
+            show_unanswered(self.console, cell.job, unanswered, store.failures(folder.name, cell.job, SHOWN_FAILURES))
+        for plan in self.plans:
+            if plan.abbr in self.outcomes:
+                show_times(self.console, plan.abbr, self.outcomes[plan.abbr])
 
     def _report(self, folder: RunFolder) -> int:
         if self.options.mode == "infer":
@@ -173,143 +291,44 @@ class Evaluation:
         return max([EXIT_FAILED, *(o.error.exit_code for o in self.outcomes.values() if o.error)])
 
     def _complete(self) -> bool:
-        if any(o.error or o.tally.failed or o.tally.done < o.tally.total for o in self.outcomes.values()):
+        if any(outcome.error for outcome in self.outcomes.values()):
             return False
-        if self.options.mode == "infer":
-            return True
-        return all(
-            dataset.abbr in self.scores[plan.summary_abbr] and not self.scores[plan.summary_abbr][dataset.abbr].partial
-            for plan in self.plans
-            for dataset in self.experiment.datasets
-        )
+        found = [self.scores[cell.plan.summary_abbr].get(cell.dataset.abbr) for cell in self._cells]
+        return all(score is not None and not score.partial for score in found)
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    # -- records ---------------------------------------------------------------------------------------
 
-    def _write_manifest(self, store: Store, folder: RunFolder) -> None:
-        before = folder.read_manifest()
-        models = {}
-        for plan in self.plans:
-            known = before.get("models", {}).get(plan.abbr, {})
-            models[plan.abbr] = {**known, **self._model_record(plan, store, folder)}
-        folder.write_manifest(
-            {
-                **before,
-                "evalswap": __version__,
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "command": self.redact(" ".join(sys.argv)),
-                "config": self.experiment.source,
-                "started": datetime.fromtimestamp(self.options.began, timezone.utc).isoformat(),
-                "finished": datetime.now(timezone.utc).isoformat(),
-                "status": "complete" if self._complete() else "partial",
-                "store": FILE_NAME,
-                "models": models,
-            },
-            self.redact,
-        )
+def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
 
-    def _model_record(self, plan: ModelPlan, store: Store, folder: RunFolder) -> dict[str, Any]:
-        record: dict[str, Any] = {
-            "spec_type": plan.spec_type,
-            "translation": [dataclasses.asdict(row) for row in plan.translation],
-        }
-        datasets: dict[str, Any] = {}
-        for dataset in self.experiment.datasets:
-            score = self.scores[plan.summary_abbr].get(dataset.abbr)
-            entry: dict[str, Any] = {
-                "version": dataset.version,
-                **store.prompt_hashes(folder.name, _job(plan, dataset)),
-            }
-            if dataset.abbr in self.rows:
-                rows = self.rows[dataset.abbr]
-                entry |= {"rows": len(rows.rows), "rows_source": rows.source, "rows_sha256": rows.sha256}
-            if score is not None:
-                entry |= {"answered": score.answered, "total": score.total, "metrics": score.metrics}
-            datasets[dataset.abbr] = entry
-        record["datasets"] = datasets
-        outcome = self.outcomes.get(plan.abbr)
-        if outcome is not None:
-            tally = outcome.tally
-            record |= {
-                "engine": dataclasses.asdict(outcome.engine) if outcome.engine else None,
-                "facts": outcome.facts,
-                "answers": {
-                    "total": tally.total,
-                    "asked": tally.answered,
-                    "from_store": tally.stored,
-                    "failed": tally.failed,
-                    "shortened": outcome.shortened,
-                    "prompt_tokens": tally.prompt_tokens,
-                    "completion_tokens": tally.completion_tokens,
-                },
-                "timings": {**outcome.timings, "score": self.score_seconds.get(plan.abbr)},
-                "error": self.redact(outcome.error.message) if outcome.error else None,
-            }
-        return record
 
-    def _show_unanswered(self, store: Store, folder: RunFolder) -> None:
-        for plan in self.plans:
-            for dataset in self.experiment.datasets:
-                failures = store.failures(folder.name, _job(plan, dataset))
-                show_failures(self.console, _job(plan, dataset), failures, SHOWN_FAILURES)
-        for plan in self.plans:
-            outcome = self.outcomes.get(plan.abbr)
-            if outcome and outcome.timings:
-                times = ", ".join(f"{k} {clock(v)}" for k, v in outcome.timings.items() if v is not None)
-                score = self.score_seconds.get(plan.abbr)
-                times += f", score {clock(score)}" if score is not None else ""
-                self._say(f"time of {plan.abbr}: {times}")
+async def _together(*parts: Coroutine[Any, Any, None]) -> None:
+    """Wait for all; when one fails, cancel the others and raise its error."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _beside(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
+    """Wait for the work while the other goes on, which never ends but with an error; that ends the work."""
+    tasks = [asyncio.ensure_future(part) for part in (work, other)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def secrets_of(experiment: Experiment, plans: Sequence[ModelPlan]) -> list[str]:
     """Return every secret that a config or the environment brought in."""
     keys = [key for plan in plans if plan.endpoint for key in plan.endpoint.keys]
     return [*keys, *(secret for model in experiment.models for secret in secrets_in(model.model_dump()))]
-
-
-def load_rows(dataset: DatasetSpec, limit: int | None) -> Rows:
-    """Load a dataset's rows, the first ``limit`` of them. Raises ConfigError or DataError."""
-    where = f"datasets '{dataset.abbr}'"
-    load = find_loader(dataset.type, f"{where}.type")
-    try:
-        rows = load(dataset.path, **dataset.loader_kwargs)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}", "this dataset has no such key") from None
-    chosen = _slice(rows.rows, dataset.reader_cfg.test_range, where)
-    if not chosen:
-        raise DataError(f"{where}: no rows left in {rows.source}", "check reader_cfg.test_range and the file")
-    return dataclasses.replace(rows, rows=chosen[:limit] if limit else chosen)
-
-
-def _slice(rows: Sequence[Any], test_range: str | int | float | None, where: str) -> Sequence[Any]:
-    """Apply ``reader_cfg.test_range``: "[10:20]", a number of rows, or a share of them."""
-    if test_range is None or test_range == "":
-        return rows
-    if isinstance(test_range, float) and 0 < test_range < 1:
-        return rows[: int(len(rows) * test_range)]
-    if isinstance(test_range, (int, float)):
-        return rows[: int(test_range)]
-    try:
-        parts = [int(p) if p.strip() else None for p in test_range.strip().strip("[]").split(":")]
-        return rows[slice(*parts)]
-    except (TypeError, ValueError):
-        raise ConfigError(f"{where}: reader_cfg.test_range: '{test_range}' is no range", "write [0:100]") from None
-
-
-def _job(plan: ModelPlan, dataset: DatasetSpec) -> str:
-    return f"{plan.abbr}/{dataset.abbr}"
-
-
-def _read_score(path: Path) -> Score:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        details = data.pop("details", {})
-        metrics = {k: float(v) for k, v in data.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        answered = int(metrics.pop("answered", len(details)))
-        total = int(metrics.pop("total", answered))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise EvalswapError(f"{path}: not readable: {error}") from error
-    return Score(metrics, total, answered, list(data.get("unanswered_rows", [])), details)

@@ -3,6 +3,8 @@
 Answers are keyed by content, so any later run that asks the same thing of the same model and engine finds
 them, and a killed run goes on where it stopped. SQLite's write-ahead log survives kill -9 of this process
 after each commit (https://www.sqlite.org/wal.html).
+
+A commit takes about 50 microseconds, for nothing waits for the disk: the file system has it, and hands it on.
 """
 
 from __future__ import annotations
@@ -18,29 +20,43 @@ from pathlib import Path
 from typing import Any
 
 from evalswap.errors import StoreError
-from evalswap.records import Failure, Prompt, Response, Sampling
+from evalswap.records import Failure, Prompt, Response
 
 FILE_NAME = "responses.sqlite"
+PAGE = 512  # rows read at once
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (
     key TEXT PRIMARY KEY, source TEXT NOT NULL, text TEXT NOT NULL, token_ids BLOB,
     finish_reason TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
     cached_tokens INTEGER, started REAL NOT NULL, seconds REAL NOT NULL, attempts INTEGER NOT NULL,
     engine TEXT NOT NULL
-) WITHOUT ROWID;
+);
 CREATE INDEX IF NOT EXISTS responses_source ON responses (source);
+CREATE TABLE IF NOT EXISTS jobs (
+    run TEXT NOT NULL, job TEXT NOT NULL, rows INTEGER NOT NULL, PRIMARY KEY (run, job)
+);
 CREATE TABLE IF NOT EXISTS items (
     run TEXT NOT NULL, job TEXT NOT NULL, row INTEGER NOT NULL, key TEXT NOT NULL,
     gold TEXT NOT NULL, turns TEXT NOT NULL, prompt TEXT, prompt_ids BLOB, truncated_from INTEGER,
     PRIMARY KEY (run, job, row)
-) WITHOUT ROWID;
+);
 CREATE TABLE IF NOT EXISTS failures (
     run TEXT NOT NULL, job TEXT NOT NULL, row INTEGER NOT NULL, key TEXT NOT NULL,
     error TEXT NOT NULL, attempts INTEGER NOT NULL,
     PRIMARY KEY (run, job, row)
-) WITHOUT ROWID;
+);
+CREATE TABLE IF NOT EXISTS attempts (
+    run TEXT NOT NULL, job TEXT NOT NULL, row INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    started REAL NOT NULL, seconds REAL NOT NULL, error TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS attempts_run ON attempts (run, job);
 """
+OF_A_RUN = ("jobs", "items", "failures", "attempts")
 RESPONSE_COLUMNS = tuple(field.name for field in dataclasses.fields(Response))
+ADD_RESPONSE = "INSERT OR REPLACE INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+ADD_FAILURE = "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?)"
+ADD_ATTEMPT = "INSERT INTO attempts VALUES (?,?,?,?,?,?,?)"
+ADD_ITEM = "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?,?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,38 +79,35 @@ class Answered:
     turns: list[dict[str, str]]
     prompt_ids: bytes | None  # packed, see unpack_ids
     response: Response | None
+    failed: bool = False  # asked, and given up in this run
+
+    @property
+    def settled(self) -> bool:
+        """Whether this run has nothing more to do about the row."""
+        return self.response is not None or self.failed
 
 
-class ContentKeys:
-    """Makes the content keys of one job: hashes of what decides an answer.
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """One try at a request that brought no answer."""
 
-    ``source`` holds the model's identity, the engine with its version and flags, dtype and device. Ports,
-    paths and row numbers never enter.
-    """
-
-    def __init__(self, source: Mapping[str, Any]) -> None:
-        self.source = hashlib.sha256(_canonical(source)).hexdigest()
-
-    def key(self, prompt: Prompt, sampling: Sampling, repeat: int = 0) -> str:
-        digest = hashlib.sha256(self.source.encode())
-        digest.update(_canonical(dataclasses.asdict(sampling)))
-        digest.update(str(repeat).encode())
-        if prompt.token_ids is not None:
-            digest.update(b"ids" + _pack(prompt.token_ids))
-        else:
-            digest.update(b"messages" + _canonical(prompt.messages))
-        return digest.hexdigest()
+    job: str
+    row: int
+    attempt: int  # 1 is the first
+    started: float  # seconds since the epoch
+    seconds: float
+    error: str
 
 
 class Store:
-    """The answers of a work folder, and which of them belong to which run."""
+    """The answers of a work folder, and which of them belong to which run. For one thread."""
 
     def __init__(self, folder: Path) -> None:
         """Open or create the store of ``folder``. Raises StoreError if it cannot be written."""
         self.path = folder / FILE_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(SCHEMA)
@@ -104,10 +117,15 @@ class Store:
     def close(self) -> None:
         self._db.close()
 
-    def begin_run(self, run: str) -> None:
-        """Forget which rows an earlier try of this run had; its answers stay."""
-        self._write("DELETE FROM items WHERE run = ?", (run,))
-        self._write("DELETE FROM failures WHERE run = ?", (run,))
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def begin_run(self, run: str, jobs: Mapping[str, int] | None = None) -> None:
+        """Begin a run with these jobs (name → number of rows), forgetting an earlier try of it; its answers stay."""
+        added = [(run, job, rows) for job, rows in (jobs or {}).items()]
+        self._write(
+            {f"DELETE FROM {table} WHERE run = ?": [(run,)] for table in OF_A_RUN}
+            | {"INSERT INTO jobs VALUES (?,?,?)": added}
+        )
 
     def add_items(self, run: str, job: str, items: Iterable[Item]) -> None:
         """Record rows of a job, before they are asked."""
@@ -120,25 +138,18 @@ class Store:
                 json.dumps(item.gold),
                 json.dumps(item.turns),
                 item.prompt.text,
-                None if item.prompt.token_ids is None else _pack(item.prompt.token_ids),
+                None if item.prompt.token_ids is None else pack_ids(item.prompt.token_ids),
                 item.prompt.truncated_from,
             )
             for item in items
         ]
-        try:
-            self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?,?)", rows)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise self._error("cannot be written", error) from error
+        self._write({ADD_ITEM: rows})
 
     def add_response(self, source: str, response: Response) -> None:
         """Store one answer; it is durable when this returns."""
-        ids = None if response.token_ids is None else _pack(response.token_ids)
-        self._write(
-            "INSERT OR REPLACE INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+        ids = None if response.token_ids is None else pack_ids(response.token_ids)
+        self._add(
+            ADD_RESPONSE,
             (
                 response.key,
                 source,
@@ -156,71 +167,125 @@ class Store:
         )
 
     def add_failure(self, run: str, failure: Failure) -> None:
-        self._write(
-            "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?)",
-            (run, failure.job, failure.row, failure.key, failure.error, failure.attempts),
-        )
+        """Record that a row was given up."""
+        values = (run, failure.job, failure.row, failure.key, failure.error, failure.attempts)
+        self._add(ADD_FAILURE, values)
+
+    def add_attempt(self, run: str, attempt: FailedAttempt) -> None:
+        """Record a try that brought no answer."""
+        self._add(ADD_ATTEMPT, (run, *dataclasses.astuple(attempt)))
+
+    # -- reading ---------------------------------------------------------------------------------------
 
     def knows(self, source: str) -> bool:
         """Whether any answer of this model and engine is stored."""
-        return self._db.execute("SELECT 1 FROM responses WHERE source = ? LIMIT 1", (source,)).fetchone() is not None
+        return bool(self._rows("SELECT 1 FROM responses WHERE source = ? LIMIT 1", (source,)))
 
     def responses(self, keys: Sequence[str]) -> dict[str, Response]:
         """Return the stored answers among ``keys``."""
         found: dict[str, Response] = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
+        columns = ",".join(RESPONSE_COLUMNS)
+        for start in range(0, len(keys), PAGE):
+            part = keys[start : start + PAGE]
             marks = ",".join("?" * len(part))
-            columns = ",".join(RESPONSE_COLUMNS)
-            for row in self._db.execute(f"SELECT {columns} FROM responses WHERE key IN ({marks})", part):
+            for row in self._rows(f"SELECT {columns} FROM responses WHERE key IN ({marks})", part):
                 response = _response(row)
                 found[response.key] = response
         return found
 
-    def answers(self, run: str, job: str) -> Iterator[Answered]:
-        """Yield a job's rows in order, each with its answer if there is one."""
+    def answers(self, run: str, job: str, after: int = -1) -> Iterator[Answered]:
+        """Yield a job's recorded rows in order, those after a row, each with its answer if there is one.
+
+        They are read page by page, so the store may be written meanwhile.
+        """
         columns = ",".join(f"r.{name}" for name in RESPONSE_COLUMNS)
-        query = f"""SELECT i.row, i.gold, i.turns, i.prompt_ids, {columns} FROM items i
-                    LEFT JOIN responses r ON r.key = i.key WHERE i.run = ? AND i.job = ? ORDER BY i.row"""
-        for row, gold, turns, ids, *rest in self._db.execute(query, (run, job)):
-            response = _response(rest) if rest[0] is not None else None
-            yield Answered(row, json.loads(gold), json.loads(turns), ids, response)
+        query = f"""SELECT i.row, i.gold, i.turns, i.prompt_ids, f.row, {columns} FROM items i
+                    LEFT JOIN responses r ON r.key = i.key
+                    LEFT JOIN failures f ON f.run = i.run AND f.job = i.job AND f.row = i.row
+                    WHERE i.run = ? AND i.job = ? AND i.row > ? ORDER BY i.row LIMIT {PAGE}"""
+        while page := self._rows(query, (run, job, after)):
+            for row, gold, turns, ids, failed, *rest in page:
+                response = _response(rest) if rest[0] is not None else None
+                yield Answered(row, json.loads(gold), json.loads(turns), ids, response, failed is not None)
+            after = page[-1][0]
 
     def jobs(self, run: str) -> list[str]:
-        return [job for (job,) in self._db.execute("SELECT DISTINCT job FROM items WHERE run = ?", (run,))]
+        """Return the jobs of a run that have rows on record."""
+        return [job for (job,) in self._rows("SELECT DISTINCT job FROM items WHERE run = ?", (run,))]
 
-    def failures(self, run: str, job: str) -> list[Failure]:
-        query = "SELECT key, job, row, error, attempts FROM failures WHERE run = ? AND job = ? ORDER BY row"
-        return [Failure(*row) for row in self._db.execute(query, (run, job))]
+    def expected_rows(self, run: str, job: str) -> int | None:
+        """Return how many rows a job has in all, asked or not; None for a run of an older evalswap."""
+        found = self._rows("SELECT rows FROM jobs WHERE run = ? AND job = ?", (run, job))
+        return int(found[0][0]) if found else None
+
+    def failures(self, run: str, job: str, most: int = -1) -> list[Failure]:
+        """Return the rows of a job that were given up, the first ``most`` of them."""
+        query = "SELECT key, job, row, error, attempts FROM failures WHERE run = ? AND job = ? ORDER BY row LIMIT ?"
+        return [Failure(*row) for row in self._rows(query, (run, job, most))]
+
+    def attempts(self, run: str, job: str) -> list[FailedAttempt]:
+        """Return the tries of a job that brought no answer, in the order of their ends."""
+        columns = "job, row, attempt, started, seconds, error"
+        query = f"SELECT {columns} FROM attempts WHERE run = ? AND job = ? ORDER BY rowid"
+        return [FailedAttempt(*row) for row in self._rows(query, (run, job))]
 
     def prompt_hashes(self, run: str, job: str) -> dict[str, Any]:
-        """Return SHA-256 over all prompt ids of a job in order, their number, and how many were cut."""
-        digest, tokens, cut, with_ids = hashlib.sha256(), 0, 0, True
-        query = "SELECT prompt_ids, truncated_from FROM items WHERE run = ? AND job = ? ORDER BY row"
-        for ids, truncated_from in self._db.execute(query, (run, job)):
-            cut += truncated_from is not None
-            if ids is None:
-                with_ids = False
-                continue
-            digest.update(len(ids).to_bytes(8, "little") + ids)
-            tokens += len(ids) // 4
+        """Return SHA-256 over all prompt ids of a job in order, their number, and how many prompts were cut.
+
+        The first two are None where ids are missing, or rows: those that a stopped run never came to.
+        """
+        digest, rows, tokens, cut, with_ids, after = hashlib.sha256(), 0, 0, 0, True, -1
+        query = f"""SELECT row, prompt_ids, truncated_from FROM items
+                    WHERE run = ? AND job = ? AND row > ? ORDER BY row LIMIT {PAGE}"""
+        while page := self._rows(query, (run, job, after)):
+            for _, ids, truncated_from in page:
+                rows += 1
+                cut += truncated_from is not None
+                if ids is None:
+                    with_ids = False
+                    continue
+                digest.update(len(ids).to_bytes(8, "little") + ids)
+                tokens += len(ids) // 4
+            after = page[-1][0]
+        whole = with_ids and rows == (self.expected_rows(run, job) or rows)
         return {
-            "prompt_ids_sha256": digest.hexdigest() if with_ids else None,
-            "prompt_tokens": tokens if with_ids else None,
+            "prompt_ids_sha256": digest.hexdigest() if whole else None,
+            "prompt_tokens": tokens if whole else None,
             "prompts_cut": cut,
         }
 
-    def _write(self, sql: str, values: Sequence[Any]) -> None:
+    # -- SQL -------------------------------------------------------------------------------------------
+
+    def _add(self, sql: str, values: Sequence[Any]) -> None:
         try:
             self._db.execute(sql, values)
         except sqlite3.Error as error:
             raise self._error("cannot be written", error) from error
 
-    def _error(self, what: str, error: Exception) -> StoreError:
-        return StoreError(
-            f"{self.path} {what}: {error}",
-            "free disk space, or choose another work folder with -w; stored answers are kept",
-        )
+    def _write(self, statements: Mapping[str, Sequence[Sequence[Any]]]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for sql, rows in statements.items():
+                self._db.executemany(sql, rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise self._error("cannot be written", error) from error
+
+    def _rows(self, sql: str, values: Sequence[Any]) -> list[Sequence[Any]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._error("cannot be read", error, "it may be damaged: take another folder with -w") from error
+
+    def _error(
+        self,
+        what: str,
+        error: Exception,
+        hint: str = "free disk space, or choose another work folder with -w; stored answers are kept",
+    ) -> StoreError:
+        return StoreError(f"{self.path} {what}: {error}", hint)
 
 
 def _response(row: Sequence[Any]) -> Response:
@@ -230,11 +295,7 @@ def _response(row: Sequence[Any]) -> Response:
     return Response(**values)
 
 
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()
-
-
-def _pack(ids: Sequence[int]) -> bytes:
+def pack_ids(ids: Sequence[int]) -> bytes:
     """Pack token ids as little-endian 32-bit numbers, the same on every machine."""
     packed = array.array("I", ids)
     if packed.itemsize != 4:

@@ -1,25 +1,38 @@
-"""Asking one engine all requests: a bounded window in flight, refilled the moment an answer arrives.
+"""Asking one engine all requests: a bounded window in flight at each endpoint, refilled the moment an answer arrives.
 
-There is no batch here and no barrier: as many askers as the window is wide each take the next request from
-one iterator, so the iterator is read only as fast as answers come.
+There is no batch here and no barrier. A worker holds one place of one endpoint's window; when its answer is there it
+takes the next request, and when there is none at the moment it ends. Whatever makes more possible (a larger window, a
+pause that is over, a gate that opens) starts workers again. So there are never more tasks than requests in flight, and
+the requests are read only as far as answers come.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evalswap.engines.base import Engine, FinalAnswerError, MalformedAnswer
 from evalswap.errors import EvalswapError
-from evalswap.inference.client import FinalError, HttpClient, TransientError
+from evalswap.inference.endpoints import Endpoint
+from evalswap.inference.faults import REFUSING_FIRST_STATUS, FinalError, TransientError
+from evalswap.inference.feed import Feed, Item, prompt_tokens
+from evalswap.inference.limits import RateLimits
+from evalswap.inference.load import follow_load
+from evalswap.inference.pool import Pool
+from evalswap.inference.retrying import RetryPolicy, pardon
+from evalswap.inference.window import WindowControl
 from evalswap.records import Completion, Failure, Request
 
-FIRST_BACKOFF = 0.5  # seconds; doubles with each attempt, with full jitter
-LONGEST_BACKOFF = 60.0
+RETRY = RetryPolicy()
+LOOK_AHEAD = 1024  # requests
+PATIENCE = 120.0  # seconds
+REJECTIONS_TO_LEAVE = 3  # 403s and 404s in a row before the first answer, until they are not the prompts' fault
+REJECTION_PAUSE = 0.5  # seconds
+
+OnAttempt = Callable[[Request, int, EvalswapError | None, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,129 +40,282 @@ class Timed:
     """A completion with when it was asked and how long it took."""
 
     completion: Completion
-    started: float
-    seconds: float
+    started: float  # seconds since the epoch when the last attempt was sent
+    seconds: float  # from there to the whole answer
     attempts: int
 
 
-class RateLimit:
-    """Spaces requests evenly: at most ``per_second`` of them start each second."""
-
-    def __init__(self, per_second: float | None = None) -> None:
-        self._interval = 1.0 / per_second if per_second else 0.0
-        self._next = 0.0
-        self._sent: deque[float] = deque()  # when the requests of the last minute started
-
-    async def wait(self) -> None:
-        """Return when the next request may start."""
-        now = time.monotonic()
-        start = max(now, self._next)
-        if self._interval:
-            self._next = start + self._interval
-            await asyncio.sleep(start - now)
-        self._sent.append(start)
-        while self._sent[0] < start - 60:
-            self._sent.popleft()
-
-    def last_minute(self) -> int:
-        """Return how many requests started in the last 60 seconds."""
-        since = time.monotonic() - 60
-        return sum(start >= since for start in self._sent)
-
-
 class Asker:
-    """Asks one engine over one or more clients of it."""
+    """Asks one engine over one or more endpoints of it."""
 
     def __init__(
         self,
         engine: Engine,
-        clients: list[HttpClient],
+        endpoints: Sequence[Endpoint],
         *,
-        window: int,
-        retries: int,
-        rate: RateLimit | None = None,
-        status_texts: dict[int, str] | None = None,
+        window: WindowControl,
+        retry: RetryPolicy = RETRY,
+        limits: RateLimits | None = None,
+        max_in_flight: int | None = None,
+        patience: float = PATIENCE,
+        look_ahead: int = LOOK_AHEAD,
+        cost: Callable[[Request], float] | None = prompt_tokens,
+        status_texts: Mapping[int, str] | None = None,
+        on_attempt: OnAttempt | None = None,
+        say: Callable[[str], None] | None = None,
         redact: Callable[[str], str] = str,
     ) -> None:
+        """Each endpoint gets a ``window`` of its own; ``max_in_flight`` and ``limits`` bound all of them together.
+
+        ``patience``: seconds after which endpoints that are all down end the asking. ``cost``: what a request is
+        expected to take, in any unit; the dearest of the last ``look_ahead`` requests go first, so that no long one is
+        left for the end. None keeps the order. ``status_texts``: HTTP statuses that the config counts as an answer.
+        ``on_attempt`` hears of every attempt: the request, its number, what went wrong or None, and its seconds.
+        ``say`` hears what a person should know while the asking goes on.
+        """
         self.engine = engine
-        self.clients = clients
-        self.window = window
-        self.retries = retries
-        self.rate = rate or RateLimit()
-        self.status_texts = status_texts or {}
-        self.redact = redact
+        self.endpoints = endpoints
+        self.retry = retry
+        self.limits = limits
         self.in_flight = 0
-        self._turn = 0
+        self.unasked: list[Request] = []
+        self._pool = Pool(self.endpoints, patience=patience, say=say or (lambda text: None), redact=redact)
+        self._most = max_in_flight or math.inf
+        self._look_ahead = look_ahead
+        self._cost = cost
+        self._status_texts = status_texts or {}
+        self._on_attempt = on_attempt
+        self._redact = redact
+        for endpoint in self.endpoints:
+            endpoint.window = window.fresh()
+            endpoint.changed = self._changed
+        self._stopping = False
+        self._workers: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.Handle | None = None  # when more can start
+        self._soon: asyncio.Handle | None = None  # or because something has changed
+        self._end: asyncio.Future[None] | None = None  # while asking
+
+    # -- the whole -------------------------------------------------------------------------------------
 
     async def ask_all(
         self,
-        requests: Iterator[Request],
+        requests: Iterator[Request] | AsyncIterator[Request],
         on_answer: Callable[[Request, Timed], None],
         on_failure: Callable[[Failure], None],
     ) -> None:
         """Ask every request; each ends in exactly one call of ``on_answer`` or ``on_failure``.
 
-        An exception of a callback (a full disk) or of the iterator ends the whole, and is raised.
+        Only after :meth:`stop_taking`, an exception or a cancellation some end in neither; those of them that were
+        read and are not in flight are then in ``unasked``. An exception of a callback (a full disk) or of the iterator
+        ends the whole, and is raised. Raises EngineError if no endpoint can be used any more.
         """
-        askers = [asyncio.create_task(self._asker(requests, on_answer, on_failure)) for _ in range(self.window)]
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.create_future()
+        self._on_answer, self._on_failure = on_answer, on_failure
+        self._feed = Feed(
+            requests, look_ahead=self._look_ahead, cost=self._cost, changed=self._changed, broken=self._break_off
+        )
+        for endpoint in self.endpoints:
+            endpoint.now = self._loop.time
+        watchers = [self._loop.create_task(follow_load(e, self.engine, self._changed)) for e in self.endpoints]
         try:
-            await asyncio.gather(*askers)
+            self._pump()
+            await self._end
         finally:
-            for asker in askers:
-                asker.cancel()
-            await asyncio.gather(*askers, return_exceptions=True)
+            self._end = None
+            for handle in (self._alarm, self._soon):
+                if handle is not None:
+                    handle.cancel()
+            self._alarm = self._soon = None
+            tasks = [*self._workers, *watchers]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._feed.close()
+            self.unasked = self._feed.rest()
 
-    async def _asker(
-        self,
-        requests: Iterator[Request],
-        on_answer: Callable[[Request, Timed], None],
-        on_failure: Callable[[Failure], None],
-    ) -> None:
-        for request in requests:
-            self.in_flight += 1
-            try:
-                outcome = await self._ask(request)
-            finally:
-                self.in_flight -= 1
-            if isinstance(outcome, Failure):
-                on_failure(outcome)
-            else:
-                on_answer(request, outcome)
+    def stop_taking(self) -> None:
+        """Ask nothing new: what is in flight finishes, then :meth:`ask_all` returns."""
+        self._stopping = True
+        self._changed()
 
-    async def _ask(self, request: Request) -> Timed | Failure:
+    def _break_off(self, error: BaseException) -> None:
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(error)
+
+    # -- what starts when ------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """Look soon whether more can start; once, however often it is called."""
+        if self._end is not None and self._soon is None:
+            self._soon = self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Start all that can start now, and see to it that somebody looks again."""
+        self._soon = None
+        if self._end is None or self._end.done():
+            return
+        try:
+            while (start := self._next()) is not None:
+                task = self._loop.create_task(self._work(*start))
+                self._workers.add(task)
+                task.add_done_callback(self._workers.discard)
+            self._settle()
+        except Exception as error:  # of the iterator or of on_failure
+            self._break_off(error)
+
+    def _next(self) -> tuple[Item, Endpoint] | None:
+        """Return what starts now, counted as in flight; None if nothing can."""
+        if self._stopping or self.in_flight >= self._most:
+            return None
+        now = self._loop.time()
+        if self.limits is not None and self.limits.ready_at() > now:
+            return None
+        endpoint = self._pool.least_loaded(now)
+        item = self._take(now) if endpoint is not None else None
+        if endpoint is None or item is None:
+            return None
+        tokens = item.size + item.request.sampling.max_new_tokens
+        endpoint.start(now, tokens)
+        if self.limits is not None:
+            self.limits.take(now, tokens)
+        self.in_flight += 1
+        return item, endpoint
+
+    def _take(self, now: float) -> Item | None:
+        """Return the next request that has not failed by now."""
+        while (item := self._feed.take(now)) is not None:
+            if item.lost:
+                pardon(item, now)
+            if item.verdict is None:
+                return item
+            self._fail(item, item.verdict)
+        return None
+
+    def _settle(self) -> None:
+        """End if everything is done; else set the alarm for the moment from which more can start."""
+        assert self._end is not None
+        if self.in_flight == 0 and (self._stopping or self._feed.empty):
+            self._end.set_result(None)
+            return
+        if self._stopping or self.in_flight >= self._most:
+            return  # the next answer will look
+        moment = max(self._feed.ready_at(), self._pool.ready_at())
+        if self.limits is not None:
+            moment = max(moment, self.limits.ready_at())
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(moment, self._pump) if moment < math.inf else None
+
+    # -- one place of a window -------------------------------------------------------------------------
+
+    async def _work(self, item: Item, endpoint: Endpoint) -> None:
+        """Ask one request after another, as long as there is one at once."""
+        start: tuple[Item, Endpoint] | None = (item, endpoint)
+        try:
+            while start is not None:
+                item, endpoint = start
+                size = endpoint.window.size
+                try:
+                    await self._attempt(item, endpoint)
+                finally:
+                    endpoint.in_flight -= 1
+                    self.in_flight -= 1
+                if self._end is None or self._end.done():
+                    return
+                if endpoint.window.size > size:
+                    self._changed()
+                start = self._next()
+            self._settle()
+        except Exception as error:
+            self._break_off(error)
+
+    async def _attempt(self, item: Item, endpoint: Endpoint) -> None:
+        """Send a request once, and settle what becomes of it."""
+        request, generation, clock = item.request, endpoint.generation, self._loop.time()
+        if math.isnan(item.began):
+            item.began = clock
+        item.attempts += 1
         call = self.engine.call(request)
-        attempt = 0
-        while True:
-            attempt += 1
-            await self.rate.wait()
-            started, clock = time.time(), time.perf_counter()
-            try:
-                answer = await self._client().post(call.path, call.body)
-                completion = self.engine.read(answer, request)
-                return Timed(completion, started, time.perf_counter() - clock, attempt)
-            except FinalError as error:
-                text = self.status_texts.get(error.status or 0)
-                if text is not None:  # the config says what such a refusal counts as
-                    completion = Completion(None, text, "content_filter", 0, 0)
-                    return Timed(completion, started, time.perf_counter() - clock, attempt)
-                return self._failure(request, error, attempt)
-            except FinalAnswerError as error:
-                return self._failure(request, error, attempt)
-            except (TransientError, MalformedAnswer) as error:
-                if attempt > self.retries:
-                    return self._failure(request, error, attempt)
-                wish = error.retry_after if isinstance(error, TransientError) else None
-                await asyncio.sleep(_backoff(attempt, wish))
+        started = time.time()
+        error: EvalswapError | None = None
+        try:
+            completion = self._read(await endpoint.client.post(call.path, call.body), request)
+        except FinalError as final:
+            text = self._status_texts.get(final.status or 0)
+            if text is None:
+                error = final
+            else:  # the config says what such a refusal counts as
+                completion = Completion(None, text, "content_filter", 0, 0)
+        except (TransientError, MalformedAnswer, FinalAnswerError) as problem:
+            error = problem
+        seconds = self._loop.time() - clock
+        if self._on_attempt is not None:
+            self._on_attempt(request, item.attempts, error, seconds)
+        if error is None:
+            endpoint.answered()
+            self._count_tokens(item, endpoint, completion)
+            self._on_answer(request, Timed(completion, started, seconds, item.attempts))
+        elif isinstance(error, FinalError):
+            self._refused(item, endpoint, error)
+        elif isinstance(error, FinalAnswerError):
+            endpoint.answered()
+            self._fail(item, error)
+        else:
+            self._again(item, endpoint, error, generation)
 
-    def _client(self) -> HttpClient:
-        self._turn += 1
-        return self.clients[self._turn % len(self.clients)]
+    def _read(self, answer: object, request: Request) -> Completion:
+        try:
+            return self.engine.read(answer, request)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise MalformedAnswer(f"the answer cannot be read: {type(error).__name__}: {error}") from error
 
-    def _failure(self, request: Request, error: EvalswapError, attempts: int) -> Failure:
-        return Failure(request.key, request.job, request.row, self.redact(error.message), attempts)
+    def _count_tokens(self, item: Item, endpoint: Endpoint, completion: Completion) -> None:
+        used = completion.prompt_tokens + completion.completion_tokens
+        for limits in (self.limits, endpoint.limits):
+            if limits is not None and used:
+                limits.settle(item.size + item.request.sampling.max_new_tokens, used)
 
+    # -- what went wrong -------------------------------------------------------------------------------
 
-def _backoff(attempt: int, wish: float | None) -> float:
-    longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
-    delay = random.uniform(0, longest)
-    return delay if wish is None else wish + delay / 4
+    def _refused(self, item: Item, endpoint: Endpoint, error: FinalError) -> None:
+        """A final error: of this request, or of the endpoint for all requests."""
+        early = error.status in REFUSING_FIRST_STATUS and not endpoint.answers
+        if not early and not error.refuses:
+            endpoint.answered()
+            self._fail(item, error)
+            return
+        item.attempts -= 1
+        endpoint.rejections += 1
+        if early and endpoint.rejections < REJECTIONS_TO_LEAVE:
+            self._feed.put_off(item, self._loop.time() + REJECTION_PAUSE)
+        else:
+            self._feed.put_back(item)
+            self._pool.leave(endpoint, error)
+
+    def _again(self, item: Item, endpoint: Endpoint, error: EvalswapError, generation: int) -> None:
+        """A transient error: another attempt now or later, or the end of the request's chances."""
+        if endpoint.generation != generation:  # it died with its server
+            item.attempts -= 1
+            self._feed.put_back(item)
+            return
+        now = self._loop.time()
+        fault = error if isinstance(error, TransientError) else None
+        endpoint.failed(fault, others=self._pool.others_work(endpoint))
+        if endpoint.down:
+            self._pool.check_patience(error, now)
+        if fault is not None and (fault.retry_after or 0.0) > self.retry.longest_wish:
+            item.attempts -= 1
+            self._feed.put_back(item)
+            self._pool.leave(endpoint, error)
+            return
+        pause = self.retry.after(item, endpoint, error, now)
+        if pause is None:
+            self._fail(item, error)
+        else:
+            self._feed.put_off(item, now + pause)
+
+    def _fail(self, item: Item, error: EvalswapError) -> None:
+        request = item.request
+        message = self._redact(error.message)
+        self._on_failure(Failure(request.key, request.job, request.row, message, max(item.attempts, 1)))

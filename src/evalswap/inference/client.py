@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from evalswap.errors import EngineError, EvalswapError
+from evalswap.errors import EngineError
+from evalswap.inference.faults import FinalError, TransientError, fault_of
+
+__all__ = ["FinalError", "HttpClient", "TransientError"]
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0"})
-TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-
-
-class TransientError(EvalswapError):
-    """The same request may succeed later. ``retry_after`` is the server's wish, in seconds."""
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class FinalError(EvalswapError):
-    """The same request will never succeed."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
+CONNECTING = 30.0  # seconds
 
 
 class HttpClient:
@@ -38,21 +25,28 @@ class HttpClient:
 
     def __init__(self, base_url: str, *, key: str | None = None, timeout: float, organization: str | None = None):
         self.base_url = base_url.rstrip("/")
+        self.timeout = timeout  # seconds one request may take
+        self.on_headers: Callable[[Mapping[str, str]], None] | None = (
+            None  # told the headers of answers that carry limits
+        )
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         if organization:
             self._headers["OpenAI-Organization"] = organization
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(30.0, timeout))
         # A proxy of the environment is for the world outside; it cannot reach this machine's loopback.
         self._loopback = urlsplit(self.base_url).hostname in LOOPBACK_NAMES
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> HttpClient:
-        # No limit here: the window bounds what is in flight.
+        # No limit of connections here: the window bounds what is in flight. No cookies: nobody logs in.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
         self._session = aiohttp.ClientSession(
-            connector=connector, timeout=self._timeout, headers=self._headers, trust_env=not self._loopback
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=_timeout(self.timeout),
+            headers=self._headers,
+            trust_env=not self._loopback,
         )
         return self
 
@@ -64,47 +58,53 @@ class HttpClient:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the answer's JSON. Raises TransientError or FinalError."""
-        return await self._send("POST", path, json.dumps(body).encode())
+        return _parsed(await self._send("POST", path, json.dumps(body).encode()))
 
     async def get(self, path: str) -> Any:
         """Return the answer's JSON. Raises TransientError or FinalError."""
-        return await self._send("GET", path, None)
+        return _parsed(await self._send("GET", path, None))
 
-    async def _send(self, method: str, path: str, data: bytes | None) -> Any:
+    async def get_text(self, path: str, timeout: float | None = None) -> str:
+        """Return the answer's body, within ``timeout`` seconds if given. Raises TransientError or FinalError."""
+        return (await self._send("GET", path, None, timeout)).decode("utf-8", errors="replace")
+
+    async def _send(self, method: str, path: str, data: bytes | None, timeout: float | None = None) -> bytes:
         if self._session is None:
             raise EngineError("the client is not open")
+        options: dict[str, Any] = {} if timeout is None else {"timeout": _timeout(timeout)}
         try:
-            async with self._session.request(method, self.base_url + path, data=data) as answer:
+            async with self._session.request(method, self.base_url + path, data=data, **options) as answer:
                 content = await answer.read()
-                if answer.status == 200:
-                    return json.loads(content)
-                message = f"HTTP {answer.status}: {_reason(content)}"
-                if answer.status in TRANSIENT_STATUS:
-                    raise TransientError(message, _retry_after(answer.headers.get("Retry-After")))
-                raise FinalError(message, answer.status)
-        except asyncio.TimeoutError as error:
-            raise TransientError(f"no answer within {self._timeout.total:g} s") from error
         except aiohttp.InvalidURL as error:
-            raise FinalError(f"not an address: {error}") from error
+            raise FinalError(f"not an address: {error}", refuses=True) from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise FinalError(f"no trusted connection: {error}", refuses=True) from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise TransientError(f"{type(error).__name__}: {error}", kind="unsent") from error
+        except asyncio.TimeoutError as error:
+            raise TransientError(
+                f"no answer within {timeout or self.timeout:g} s", kind="broken"
+            ) from error
         except aiohttp.ClientError as error:
-            raise TransientError(f"{type(error).__name__}: {error}") from error
-        except ValueError as error:
-            raise TransientError(f"the answer is not JSON: {error}") from error
+            raise TransientError(f"{type(error).__name__}: {error}", kind="broken") from error
+        headers = answer.headers
+        if self.on_headers is not None and (
+            "x-ratelimit-remaining-requests" in headers or "x-ratelimit-remaining-tokens" in headers
+        ):
+            self.on_headers(headers)
+        if answer.status != 200:
+            raise fault_of(answer.status, headers, content)
+        if answer.content_type == "text/event-stream":
+            raise FinalError("the server streams its answer, though it was not asked to")
+        return content
 
 
-def _reason(content: bytes) -> str:
-    text = content.decode("utf-8", errors="replace").strip()
+def _parsed(content: bytes) -> Any:
     try:
-        data = json.loads(text)
-        inner = data.get("error", data) if isinstance(data, dict) else data
-        text = str(inner.get("message") or inner) if isinstance(inner, dict) else str(inner)
-    except ValueError:
-        pass
-    return " ".join(text.split())[:500] or "(no text)"
+        return json.loads(content)
+    except ValueError as error:
+        raise TransientError(f"the answer is not JSON: {error}") from error
 
 
-def _retry_after(value: str | None) -> float | None:
-    try:
-        return max(0.0, float(value)) if value else None
-    except ValueError:
-        return None  # an HTTP date; the backoff's own delay serves
+def _timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=min(CONNECTING, seconds))

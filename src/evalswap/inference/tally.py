@@ -18,8 +18,11 @@ class Tally:
     completion_tokens: int = 0
     prompt_tokens: int = 0
     right: int = 0  # by the first metric
+    request_seconds: float = 0.0  # from request to answer, all answers together
+    retry_seconds: float = 0.0  # spent on attempts that failed and the pauses after them, all requests together
     requests_last_minute: Callable[[], int] | None = None  # shown where a config asks for it (rpm_verbose)
     started: float = field(default_factory=time.perf_counter)
+    ended: float | None = None  # both by time.perf_counter()
 
     @property
     def done(self) -> int:
@@ -27,7 +30,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        return (self.ended or time.perf_counter()) - self.started
 
     @property
     def tokens_per_second(self) -> float:

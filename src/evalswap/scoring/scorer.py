@@ -5,14 +5,15 @@ An answer that never came is not an answer: it is counted apart and makes the sc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from evalswap.benchmarks.registry import find_evaluator, find_postprocessor
 from evalswap.config.specs import DatasetSpec
 from evalswap.errors import ConfigError, DataError
-from evalswap.store import Answered
+
+MOST_NAMED = 1000  # unanswered rows that a score names; it counts them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,38 @@ class Score:
     metrics: dict[str, float] = field(default_factory=dict)
     total: int = 0
     answered: int = 0
-    unanswered_rows: list[int] = field(default_factory=list)
-    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unanswered_rows: list[int] = field(default_factory=list)  # the first MOST_NAMED of them
 
     @property
     def partial(self) -> bool:
         return self.answered < self.total
+
+
+class ScoreSum:
+    """Adds up a job's score row by row; nothing of the rows is kept."""
+
+    def __init__(self) -> None:
+        self._score = Score()
+        self._right: dict[str, int] = {}
+
+    def add(self, row: int, scored: Scored | None) -> None:
+        """Count a row; None is one without an answer."""
+        score = self._score
+        score.total += 1
+        if scored is None:
+            if len(score.unanswered_rows) < MOST_NAMED:
+                score.unanswered_rows.append(row)
+            return
+        score.answered += 1
+        for name, value in scored.metrics.items():
+            self._right[name] = self._right.get(name, 0) + value
+
+    def result(self) -> Score:
+        """Return the score of the rows so far."""
+        score = self._score
+        if score.answered:
+            score.metrics = {name: 100 * count / score.answered for name, count in self._right.items()}
+        return score
 
 
 class Scorer:
@@ -81,27 +108,3 @@ class Scorer:
         for step in self._steps:
             prediction = step(prediction)
         return Scored(prediction, self.evaluator.score(prediction, gold, text))
-
-    def score_all(self, answers: Iterable[Answered]) -> Score:
-        """Score a job's rows."""
-        score = Score()
-        right: dict[str, int] = dict.fromkeys(self.metrics, 0)
-        for answer in answers:
-            score.total += 1
-            if answer.response is None:
-                score.unanswered_rows.append(answer.row)
-                continue
-            score.answered += 1
-            scored = self.score(answer.response.text, answer.gold)
-            for name, value in scored.metrics.items():
-                right[name] += value
-            first, *others = scored.metrics.items()
-            score.details[str(answer.row)] = {
-                "pred": scored.prediction,
-                "answer": answer.gold,
-                "correct": first[1],
-                **{f"correct ({name})": value for name, value in others},
-            }
-        if score.answered:
-            score.metrics = {name: 100 * count / score.answered for name, count in right.items()}
-        return score

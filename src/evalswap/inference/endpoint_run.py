@@ -1,0 +1,160 @@
+"""A model on servers that somebody else runs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from evalswap.checkpoint import Checkpoint, find_checkpoint
+from evalswap.engines.openai import OpenAICompatible
+from evalswap.errors import ConversionError, EngineError
+from evalswap.inference.asking import Asker
+from evalswap.inference.client import HttpClient
+from evalswap.inference.endpoints import Endpoint
+from evalswap.inference.limits import RateLimits
+from evalswap.inference.model_run import ModelRun
+from evalswap.inference.retrying import RetryPolicy
+from evalswap.inference.window import AdaptiveWindow
+from evalswap.plan import EndpointPlan
+from evalswap.prompting.tokenizer import Tokenizer
+from evalswap.records import EngineIdentity
+from evalswap.serving.endpoint import Served, check_name, identify, is_nearby, takes_ids
+from evalswap.serving.launching import context_len_of
+
+FIRST_WINDOW = 64  # requests at once that no server minds; more by trial
+SLOW_SECONDS = 60.0  # that a rate limit costs at least, to be mentioned
+SMALL_WINDOW = 32  # that a server of one's own has more room than
+
+
+class EndpointRun(ModelRun):
+    """Asks a model at one or more addresses, with one or more keys."""
+
+    async def _ask(self, stack: AsyncExitStack) -> None:
+        plan = self.plan.endpoint
+        assert plan is not None
+        organizations = itertools.cycle(plan.organizations or (None,))
+        clients = [
+            await stack.enter_async_context(
+                HttpClient(url, key=key, timeout=plan.timeout, organization=next(organizations))
+            )
+            for url in plan.base_urls
+            for key in plan.keys or (None,)
+        ]
+        one_each = list({client.base_url: client for client in reversed(clients)}.values())[::-1]
+        served = await self._known(one_each, plan.model)
+        by_ids = plan.ids_wanted and await self._all_take_ids(one_each, plan.model)
+        if self.plan.prompt.template == "base" and not by_ids:
+            raise ConversionError(
+                f"{self.plan.abbr}: {plan.base_urls[0]} takes no token ids, and its chat endpoint would put a "
+                "chat template around a base model's prompt",
+                "use a server whose /v1/completions takes and returns token ids (vLLM does), or -a vllm",
+            )
+        engine = OpenAICompatible(plan, by_ids)
+        tokenizer, checkpoint = await self._model_files(by_ids)
+        self._describe(plan, served, by_ids)
+        context_len = None
+        if checkpoint is not None and by_ids:
+            context_len = context_len_of(self.plan, checkpoint, self.longest_answer)
+        pending = await self._prepare(engine, checkpoint, tokenizer, context_len)
+        if not pending.open:
+            return
+        self._hint_at_throttles(plan)
+        limits = RateLimits(plan.query_per_second)
+        if plan.rpm_verbose:
+            self.tally.requests_last_minute = limits.last_minute
+        asker = Asker(
+            engine,
+            [Endpoint(client) for client in clients],
+            window=AdaptiveWindow(plan.max_in_flight, min(FIRST_WINDOW, plan.max_in_flight)),
+            max_in_flight=plan.max_in_flight,
+            retry=RetryPolicy(retries=plan.retry),
+            limits=limits,
+            status_texts=plan.status_code_mappings,
+            on_attempt=self._attempted,
+            say=self.context.say,
+            redact=self.context.redact,
+        )
+        async with self.context.watch(self.plan.abbr, self.tally):
+            self._begin_asking()
+            try:
+                await self._run_asker(asker, pending)
+            finally:
+                self._end_asking()
+
+    async def _known(self, clients: list[HttpClient], model: str) -> Served:
+        """Return what the first server that answers says of the model. Raises EngineError if none answers."""
+        found = await asyncio.gather(*(identify(client, model) for client in clients), return_exceptions=True)
+        answers: list[Served] = []
+        for client, answer in zip(clients, found, strict=True):
+            if isinstance(answer, Served):
+                answers.append(answer)
+                if answer.others:
+                    await check_name(client, model, answer.others)
+            elif not isinstance(answer, EngineError):
+                raise answer
+        errors = [answer for answer in found if isinstance(answer, EngineError)]
+        if not answers:
+            raise errors[0]
+        for error in errors:
+            self.context.say(f"{self.context.redact(error.message)}; going on with the others")
+        return answers[0]
+
+    async def _all_take_ids(self, clients: list[HttpClient], model: str) -> bool:
+        for client in clients:
+            support = await takes_ids(client, model)
+            if not support.taken:
+                self.context.say(
+                    self.context.redact(f"{client.base_url} takes no token ids: {support.why_not}; it gets messages")
+                )
+                return False
+        return True
+
+    async def _model_files(self, by_ids: bool) -> tuple[Tokenizer | None, Checkpoint | None]:
+        """Return what is needed here of the model's files: all for ids, else what the sampling depends on."""
+        if by_ids:
+            tokenizer = await asyncio.to_thread(Tokenizer.for_plan, self.plan.prompt)
+            return tokenizer, find_checkpoint(str(tokenizer.folder))
+        path = Path(self.plan.prompt.tokenizer_path or "")
+        if self.plan.sampling.apply_generation_config and path.is_dir():
+            return None, find_checkpoint(str(path))
+        return None, None
+
+    def _describe(self, plan: EndpointPlan, served: Served, by_ids: bool) -> None:
+        identity = EngineIdentity(
+            "openai",
+            str(served.details.get("owned_by", "unknown server")),
+            ", ".join(plan.base_urls),
+            "remote",
+            {"by_ids": by_ids, **served.details},
+        )
+        facts = {
+            "model": plan.model,
+            # The whole address: two servers of one host may serve one model in two dtypes, and do not say so.
+            "servers": sorted(plan.base_urls),
+            "server": served.details,
+            "by_ids": by_ids,
+            "extra_body": dict(plan.extra_body),
+        }
+        ids, messages = "token ids, rendered and tokenised by evalswap", "messages; template applied by the server"
+        how = ids if by_ids else messages
+        self._identify(identity, facts, {"prompts": how})
+        self.context.say(f"{', '.join(plan.base_urls)} gets {how}")
+
+    def _hint_at_throttles(self, plan: EndpointPlan) -> None:
+        """Say where the config holds a server back that nobody else sets limits for."""
+        left = self.tally.total - self.tally.stored
+        if not all(map(is_nearby, plan.base_urls)):
+            return
+        rate = plan.query_per_second
+        if rate and left / rate >= SLOW_SECONDS:
+            self.context.say(
+                f"hint: query_per_second={rate:g} makes {left} questions take at least {left / rate / 60:.0f} minutes, "
+                "however fast this server is: set query_per_second=None for one of your own"
+            )
+        if plan.max_in_flight < min(SMALL_WINDOW, left):
+            self.context.say(
+                f"hint: at most {plan.max_in_flight} requests are in flight (batch_size or max_workers): "
+                "a server of your own is likely to answer more at once"
+            )
