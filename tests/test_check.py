@@ -414,6 +414,12 @@ def test_weights_that_lie_there_twice_count_once(tmp_path: Path) -> None:
     assert weights_size(model, 2) == 60
 
 
+def test_llama_cpp_loads_one_file_as_it_is(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", [("BF16", 1000)])
+    (model.folder / "m.Q4.gguf").write_bytes(b"x" * 123)
+    assert need(model, "llamacpp", dtype="float32").weights == 123
+
+
 def test_the_cache_of_known_models(tmp_path: Path) -> None:
     """Llama-3-8B takes 128 KiB a token in bfloat16; DeepSeek-V2's latent cache 576 elements in each of 60 layers."""
     llama = checkpoint(tmp_path / "llama", **LLAMA_8B)

@@ -88,6 +88,7 @@ def test_contract_translation_manifest_and_notes_are_there(page: Page) -> None:
     assert "stop ids 128001, 128009 128001 ≠ differs the engine goes on where the reference stops" in page.text
     assert "1 of 6 items differ : stop ids" in page.text
     assert "prefix cache off on ? not known" in page.text
+    assert "no item of 6 differs; not known on both sides: prefix cache" in page.text
     assert "batch_size=8 no batches: the engine schedules continuously" in page.text
     assert '"spec_type": "HuggingFacewithChatTemplate"' in page.text
     assert "nothing came from the store" in page.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ import aiohttp
 import pytest
 
 from evalswap.errors import EngineError
-from evalswap.serving import keeper
+from evalswap.serving import keeper, processes
 from evalswap.serving.logs import meaningful_lines
+from evalswap.serving.ports import address, take_port
 from evalswap.serving.server import ManagedServer
 
 FAKE_ENGINE = """
@@ -152,6 +154,97 @@ def test_tells_why_it_died_while_starting(fake: Callable[..., ManagedServer]) ->
         assert str(server.log_path) in (caught.value.hint or "")
 
     run(scenario())
+
+
+def test_tells_what_helps(fake: Callable[..., ManagedServer]) -> None:
+    def explain(log: str) -> str | None:
+        return "give it more memory" if "no room for the weights" in log else None
+
+    async def scenario(mode: str) -> str:
+        async with fake(mode, explain=explain) as server:
+            with pytest.raises(EngineError) as caught:
+                await server.ready()
+        return caught.value.hint or ""
+
+    assert asyncio.run(scenario("dies")).startswith("give it more memory; the whole log: ")
+    assert "give it" not in asyncio.run(scenario("killed"))
+
+
+def test_listens_on_the_port_that_it_is_given(fake: Callable[..., ManagedServer], tmp_path: Path) -> None:
+    async def scenario() -> None:
+        port = take_port("127.0.0.1")
+        async with fake("serves", port=port) as server:
+            await server.ready()
+            assert server.url == f"http://127.0.0.1:{port}"
+            with pytest.raises(EngineError, match=f"port {port} is in use"):
+                await fake("serves", port=port).start()
+            assert left_of(family(tmp_path))
+        async with fake("serves", port=port) as again:  # its last connections linger
+            await again.ready()
+
+    run(scenario())
+
+
+def test_a_given_port_that_is_lost_meanwhile_is_an_error(fake: Callable[..., ManagedServer], tmp_path: Path) -> None:
+    port = take_port("127.0.0.1")
+
+    async def scenario(thief: socket.socket) -> None:
+        def command(port: int) -> list[str]:
+            thief.bind(("127.0.0.1", port))
+            return [sys.executable, "-S", str(tmp_path / "fake_engine.py"), str(port), "serves"]
+
+        async with fake("", command=command, port=port) as server:
+            with pytest.raises(EngineError, match="Address already in use"):
+                await server.ready()
+
+    with socket.socket() as thief:
+        run(scenario(thief))
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("node7", "http://node7:80"),
+    ],
+)
+def test_the_address_that_reaches_a_server_from_here(host: str, url: str) -> None:
+    assert address(host, 80) == url
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+def test_a_process_is_known_by_its_start_its_words_and_its_port(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if system == "darwin" and not (shutil.which("ps") and shutil.which("lsof")):
+        pytest.skip("ps and lsof are asked where there is no /proc")
+    if sys.platform == "linux":
+        monkeypatch.setattr(sys, "platform", system)
+    me = os.getpid()
+    child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)", "a-word"])
+    try:
+        began = processes.started(child.pid)
+        assert began is not None
+        assert processes.started(child.pid) == began
+        assert "a-word" in processes.arguments(child.pid)
+        assert processes.started(me)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+            assert not processes.listening_only(port, [me])  # bound, but nobody listens
+            listener.listen()
+            assert processes.listening_only(port, [child.pid, me])
+            assert not processes.listening_only(port, [child.pid])
+            assert not processes.listening_only(port, [])
+        assert not processes.listening_only(port, [me])
+    finally:
+        child.kill()
+    while processes.started(child.pid) is not None:  # a zombie is no living process
+        time.sleep(0.01)
+    assert child.wait() == -signal.SIGKILL
+    assert processes.started(child.pid) is None
+    assert processes.arguments(child.pid) in ([], [""])
 
 
 def test_names_the_signal_that_killed_it(fake: Callable[..., ManagedServer]) -> None:

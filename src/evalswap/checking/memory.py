@@ -27,6 +27,7 @@ from typing import Any
 from evalswap.checkpoint import Checkpoint
 from evalswap.engines.base import Launch, ManagedEngine
 from evalswap.engines.flags import given
+from evalswap.engines.llamacpp import weights_file
 
 GIB = 1 << 30
 HEADERS_READ = 32 << 20  # bytes of headers at most; files beyond count by their size
@@ -62,7 +63,10 @@ class Memory:
 
 
 def memory_need(engine: ManagedEngine, launch: Launch, checkpoint: Checkpoint) -> MemoryNeed:
-    """Work out what a launch needs; reads headers, never weights."""
+    """Work out what a launch needs; reads headers, never weights.
+
+    Raises ModelFilesError where llama.cpp has no file to load.
+    """
     size = _LOADED.get(launch.dtype) or _LOADED.get(checkpoint.dtype or "")
     cache_size = 1 if "8" in str(given(launch.engine_args).get("kv_cache_dtype", "")) else size
     layers = _layers(_text_config(checkpoint.config))
@@ -72,7 +76,11 @@ def memory_need(engine: ManagedEngine, launch: Launch, checkpoint: Checkpoint) -
         one = sum(elements * int(min(launch.context_len, window)) for elements, window in layers) * cache_size
     # transformers makes batches; the others take as many as they say.
     in_flight = launch.batch_size if engine.name == "transformers" else engine.window(launch)
-    return MemoryNeed(weights_size(checkpoint, size), per_token, one, in_flight, launch.context_len)
+    if engine.name == "llamacpp":
+        weights: int | None = weights_file(launch).stat().st_size  # one file, loaded as it is stored
+    else:
+        weights = weights_size(checkpoint, size)
+    return MemoryNeed(weights, per_token, one, in_flight, launch.context_len)
 
 
 def weights_size(checkpoint: Checkpoint, loaded: int | None) -> int | None:

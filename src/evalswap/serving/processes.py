@@ -20,7 +20,8 @@ def started(pid: int) -> str | None:
     A process id is given again after a while; id and start together are not.
     """
     if sys.platform != "linux":
-        return _ask("ps", "-o", "lstart=", "-p", str(pid)) or None
+        state, _, start = _ask("ps", "-o", "stat=,lstart=", "-p", str(pid)).partition(" ")
+        return None if state[:1] in ("", "Z") else start.strip()
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
