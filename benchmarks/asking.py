@@ -249,6 +249,7 @@ class Evalswap:
         after = told(self.url, "/attempts")
         again = [question for question in finished if after[question] > before[question]]
         last = sum(after[question] > before[question] for question in sent) - len(again)
+        measured.rate *= 1 - len(sent) / len(after)
         measured.verdicts = [verdict for verdict in measured.verdicts if verdict.startswith(("score", "SCORE", "NO"))]
         measured.verdicts += [f"{len(again)} of {len(finished)} finished asked again", f"{last} of the last 0.1 s"]
         return measured

@@ -70,7 +70,9 @@ MALFORMED = {
     "no finish reason": http(200, chat(reason=None)),
     "broken off": http(200, chat("ha", "abort")),
     "an error as the reason": http(200, chat("ha", "error")),
-    "an absurd usage": http(200, b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}], "usage": "?"}'),
+    "an absurd usage": http(
+        200, b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}], "usage": "?"}'
+    ),
 }
 FINAL = {
     "400": http(400, refusal("this model's maximum context length is 4096 tokens", "context_length_exceeded")),

@@ -110,9 +110,7 @@ class Server(HttpClient):
 
 
 def request(row: int, tokens: int = 8) -> Request:
-    return Request(
-        str(row), "job", row, Prompt(({"role": "user", "content": str(row)},), None, None), Sampling(tokens)
-    )
+    return Request(str(row), "job", row, Prompt(({"role": "user", "content": str(row)},), None, None), Sampling(tokens))
 
 
 def requests(count: int) -> Iterator[Request]:
@@ -533,7 +531,7 @@ def test_all_endpoints_down_for_long_is_one_clear_error() -> None:
         finally:
             seconds.append(asyncio.get_running_loop().time())
 
-    with pytest.raises(EngineError, match="no answer from http://a, http://b for 1[0-9]{2} s: refused"):
+    with pytest.raises(EngineError, match=r"no answer from http://a, http://b for 1[0-9]{2} s: refused"):
         virtual_time.run(main())
     assert 100 <= seconds[0] <= 200
     assert not ended.rows

@@ -14,7 +14,7 @@ import pytest
 from test_run_killed import CONFIG
 
 HONEST_SERVER = Path(__file__).parent.parent / "benchmarks" / "honest_server.py"
-FEW, MANY = 2_000, 22_000
+FEW, MANY = 6_000, 26_000
 MOST = 150  # MB, without a tokenizer
 MOST_GROWTH = 5.0  # MB for 20,000 rows: prompts and answers alone would be more than 20
 SCRIPT = (

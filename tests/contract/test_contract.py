@@ -64,10 +64,8 @@ def refused(engine: ManagedEngine, name: str, sampling: Sampling) -> bool:
     }
     if sampling.greedy:
         said.discard("seed")
-    return (
-        any(isinstance(engine.sampling[field], Refused) for field in said)
-        or any(said.issuperset(pair.fields) for pair in engine.exclusive)
-        or name in cases.UNTRANSLATABLE.get(engine.name, ())
+    return any(isinstance(engine.sampling[field], Refused) for field in said) or any(
+        said.issuperset(pair.fields) for pair in engine.exclusive
     )
 
 
@@ -75,6 +73,8 @@ def refused(engine: ManagedEngine, name: str, sampling: Sampling) -> bool:
 def test_greedy_answers_in_float32_are_those_of_transformers(
     witness: Witness, reference: Mapping[str, list[int]], name: str
 ) -> None:
+    if name in cases.BANS_END_TOKENS.get(witness.engine.name, ()):
+        pytest.skip("told to ignore end tokens, it never writes one")
     completion = answer(witness, name)
     request = witness.said.outcomes[name].request
     truth = reference[name]

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ WINDOW = 8  # requests in flight: the worker does one prefill after the other
 TOP = 20  # likeliest tokens asked for at once; another token costs a second prefill
 MOST_ASKED = 2000  # places at once; the next comparison asks the next ones
 ANSWER_DEADLINE = 600.0  # seconds
+PLAIN_LINE = 10.0  # seconds between two lines on how far it is
 
 PlanOf = Callable[[Side], "ModelPlan | None"]
 
@@ -101,13 +103,18 @@ class ReferenceLogprobs:
         some = f"the first {len(asked)} of " if len(asked) < len(questions) else ""
         self._say(f"asking the reference about {some}{len(questions)} places where outputs part …")
         free = asyncio.Semaphore(WINDOW)
+        done, told = 0, time.monotonic()
 
         async with HttpClient(server.url, timeout=ANSWER_DEADLINE) as client:
 
             async def one(question: Question) -> None:
+                nonlocal done, told
                 async with free:
-                    found = await _forced(client, question)
-                    self._keep(keys[question], found)
+                    self._keep(keys[question], await _forced(client, question))
+                done += 1
+                if time.monotonic() - told > PLAIN_LINE:
+                    told = time.monotonic()
+                    self._say(f"{done} of {len(asked)} places")
 
             await asyncio.gather(*map(one, asked))
 

@@ -53,30 +53,30 @@ def _equivalent(statistics: PairedStatistics, margin: float) -> list[str]:
         f"The difference is within ±{_points(margin)}: its 90% interval is {_span(statistics.equivalence_interval)}."
     ]
     if statistics.mcnemar_p_adjusted < ALPHA:
-        sentences.append(f"A difference smaller than that is there, though: {_flips(statistics)}.")
+        sentences.append(f"A difference smaller than that is there, though: the {_flips(statistics)}.")
     return sentences
 
 
 def _different(statistics: PairedStatistics, contract: Sequence[ContractItem]) -> str:
     cause = "" if any(item.systematic for item in broken(contract)) else " No setting that is on record explains it."
-    return f"{_flips(statistics)}.{cause}"
+    return f"The {_flips(statistics)}.{cause}"
 
 
 def _inconclusive(statistics: PairedStatistics, margin: float) -> str:
     reach = (
         f"the 90% interval of the difference, {_span(statistics.equivalence_interval)}, goes past ±{_points(margin)}"
     )
-    needed = f"; about {statistics.needed_rows:,} would settle it" if statistics.needed_rows is not None else ""
-    return f"{statistics.rows:,} rows cannot tell: {reach}, and {_flips(statistics)}{needed}."
+    needed = f" About {statistics.needed_rows:,} would settle it." if statistics.needed_rows is not None else ""
+    return f"{statistics.rows:,} rows cannot tell: {reach}, and the {_flips(statistics)}.{needed}"
 
 
 def _flips(statistics: PairedStatistics) -> str:
     worse, better, p = statistics.right_to_wrong, statistics.wrong_to_right, statistics.mcnemar_p_adjusted
     if not worse + better:
-        return "no answer flips"
+        return "answers do not flip"
     test = "exact McNemar" if statistics.groups is None else f"t test, errors clustered in {statistics.groups} groups"
     holm = "" if p == statistics.mcnemar_p else ", after Holm"
-    return f"{worse} answers turn wrong and {better} turn right; by chance alone p {_p(p)} ({test}{holm})"
+    return f"flips are {worse} right→wrong and {better} wrong→right: by chance alone p {_p(p)} ({test}{holm})"
 
 
 def _points(margin: float) -> str:

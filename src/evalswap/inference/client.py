@@ -82,9 +82,7 @@ class HttpClient:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise TransientError(f"{type(error).__name__}: {error}", kind="unsent") from error
         except asyncio.TimeoutError as error:
-            raise TransientError(
-                f"no answer within {timeout or self.timeout:g} s", kind="broken"
-            ) from error
+            raise TransientError(f"no answer within {timeout or self.timeout:g} s", kind="broken") from error
         except aiohttp.ClientError as error:
             raise TransientError(f"{type(error).__name__}: {error}", kind="broken") from error
         headers = answer.headers

@@ -19,8 +19,10 @@
 
   async function load() {
     const node = at("data");
-    const bytes = Uint8Array.from(atob(node.textContent.trim()), (character) => character.charCodeAt(0));
+    const binary = atob(node.textContent);
     node.remove();
+    const bytes = new Uint8Array(binary.length);
+    for (let i = 0; i < binary.length; i += 1) bytes[i] = binary.charCodeAt(i); // Uint8Array.from takes a second here
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const content = await new Response(stream).json();
     const texts = content.texts.map((text) => (typeof text === "string" ? [0, text, 0] : text));
