@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from evalswap.errors import ModelFilesError, did_you_mean
+from evalswap.gguf import gguf_config
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "model_max_length", "max_seq_len")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
@@ -89,12 +90,17 @@ class Checkpoint:
         return nested.get(key) if isinstance(nested, Mapping) else None
 
 
-def find_checkpoint(path: str, revision: str | None = None) -> Checkpoint:
+def find_checkpoint(path: str, revision: str | None = None, *, gguf: bool = False) -> Checkpoint:
     """Return a model's files, from a folder or from the HuggingFace hub (and its local cache).
+
+    With ``gguf`` a folder need not have a config.json: the GGUF file in it says what the model is.
 
     Raises ModelFilesError when they can be had from neither.
     """
     folder = find_folder(path, revision)
+    files = sorted(folder.glob("*.gguf")) if gguf else []
+    if files and not (folder / "config.json").is_file():
+        return Checkpoint(folder, path, gguf_config(files[0]), generation_config={})
     if not (folder / "config.json").is_file():
         raise ModelFilesError(f"{folder}: no config.json, so this is not a HuggingFace model folder")
     generation = folder / "generation_config.json"

@@ -50,6 +50,7 @@ class RunOptions:
     limit: int | None = None
     engine_python: str | None = None
     hang_seconds: float | None = None  # until an engine without any progress is restarted
+    warm: bool = True  # use an engine that `evalswap serve` keeps, if there is one
     began: float = 0.0  # time.time() when the command started
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be written or shown
 
@@ -154,6 +155,7 @@ class Evaluation:
                 redact=self.redact,
                 engine_python=self.options.engine_python,
                 hang_seconds=self.options.hang_seconds,
+                warm=self.options.warm,
             )
             runs = [self._model_run(plan, context) for plan in self.plans]
             with handled(lambda: self._finish_in_flight(runs), lambda: _cancel(task)):

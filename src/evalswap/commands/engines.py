@@ -38,10 +38,9 @@ def _engines(arguments: argparse.Namespace, console: Console) -> int:
 
 def _engine_python(arguments: argparse.Namespace, console: Console) -> int:
     from evalswap.engines.registry import canonical_name, managed_engine
-    from evalswap.serving.environments import find_interpreter
+    from evalswap.serving.environments import find_engine
 
-    engine = managed_engine(canonical_name(arguments.engine))
-    print(find_interpreter(engine.name, engine.distributions).path)
+    print(find_engine(managed_engine(canonical_name(arguments.engine))).path)
     return EXIT_OK
 
 

@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
     run.add_argument("--dry-run", action="store_true", help="print the plan and the translation, start nothing")
     run.add_argument("--debug", action="store_true", help="show tracebacks")
     add_engine(run)
+    run.add_argument("--no-warm", action="store_true", help="start an engine, even if `evalswap serve` keeps one")
     run.add_argument("--hang-timeout", type=positive, metavar="SECONDS",
                      help="restart an engine after so long without an answer or any other progress "
                      "(default: 600 on a GPU, 1800 on a CPU, and more for long answers)")  # fmt: skip
@@ -60,6 +61,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         limit=arguments.limit,
         engine_python=arguments.engine_python,
         hang_seconds=arguments.hang_timeout,
+        warm=not arguments.no_warm,
         began=arguments.began,
         secrets=(arguments.api_key,) if arguments.api_key else (),
     )

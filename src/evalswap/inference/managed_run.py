@@ -64,7 +64,8 @@ class ManagedRun(ModelRun):
         log = self.context.logs / f"{self.plan.abbr.replace('/', '_')}.log"
         engine, launch = prepared.engine, prepared.launch
         hang_seconds = self.context.hang_seconds or patience_with(engine, launch, self.longest_answer)
-        server = await asyncio.to_thread(open_server, prepared, log, self.context.redact, self.context.say)
+        context = self.context
+        server = await asyncio.to_thread(open_server, prepared, log, context.redact, context.say, warm=context.warm)
         return Supervisor(
             engine,
             server,

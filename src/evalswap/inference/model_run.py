@@ -45,6 +45,7 @@ class RunContext:
     redact: Redactor
     engine_python: str | None = None
     hang_seconds: float | None = None  # None: by what the engine is
+    warm: bool = True  # whether an engine that `evalswap serve` keeps may be used
 
 
 @dataclass

@@ -15,6 +15,7 @@ from evalswap.errors import ConfigError, ConversionError, did_you_mean
 from evalswap.plan import SamplingPlan
 from evalswap.records import Sampling
 
+LEAST_TEMPERATURE = 1e-5  # below it the likeliest token is drawn all the same; configs for engines write 1e-6
 HF_DEFAULTS: Mapping[str, Any] = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -101,6 +102,7 @@ def resolve_sampling(
     single = single_token_stops or {}
     try:
         temperature = float(value("temperature")) if sampled else 0.0
+        temperature = 0.0 if 0 < temperature < LEAST_TEMPERATURE else temperature
         drawn = temperature > 0
         sampling = Sampling(
             max_new_tokens=int(max_out_len or plan.max_out_len or kwargs.get("max_new_tokens") or DEFAULT_MAX_OUT_LEN),

@@ -129,7 +129,7 @@ def show_engines(console: Console, engines: Sequence[EngineStatus]) -> None:
     for status in engines:
         found = status.interpreter
         if found is None:
-            view.add_row(status.engine, "-", "-", f"{status.problem}; evalswap engines install {status.engine}")
+            view.add_row(status.engine, "-", "-", f"{status.problem}; {status.hint}")
         else:
             view.add_row(status.engine, found.version or "?", found.device, f"{found.path} ({found.source})")
     view.add_row("openai", "-", "remote", "any server that speaks the OpenAI protocol (--api-base)")

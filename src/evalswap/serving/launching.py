@@ -65,6 +65,7 @@ class PreparedEngine:
             "engine_args": dict(launch.engine_args),
             "model_kwargs": {key: str(value) for key, value in launch.model_kwargs.items()},
             "peft_path": launch.peft_path,
+            "peft": _adapter_identity(launch.peft_path),
         }
 
     def description(self) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: s
     engine = managed_engine(model.engine)
     found = find_engine(engine, python)
     engine = engine.configured(plan, found.device)
-    checkpoint = find_checkpoint(plan.path, plan.revision)
+    checkpoint = find_checkpoint(plan.path, plan.revision, gguf=engine.program is not None)
     launch = resolve_launch(plan, model, checkpoint, found, work)
     return PreparedEngine(engine, found, checkpoint, launch)
 
@@ -178,3 +179,10 @@ def context_len_of(plan: ModelPlan, checkpoint: Checkpoint, longest_answer: int)
         return limit or DEFAULT_CONTEXT
     wanted = plan.prompt.max_seq_len + longest_answer
     return min(wanted, limit) if limit else wanted
+
+
+def _adapter_identity(path: str | None) -> str | None:
+    """Return a hash of an adapter's files: one that was trained again in its place is another."""
+    if path is None or not Path(path).is_dir():
+        return path
+    return Checkpoint(Path(path), path, {}, {}).identity()
