@@ -71,7 +71,7 @@ class OpenAICompatible(Engine):
 
     def read(self, answer: Any, request: Request) -> Completion:
         if self.by_ids:
-            return read_completion(answer, self.name)
+            return read_completion(answer, self.name, request)
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             reason = finish_reason(choice["finish_reason"], self.name)

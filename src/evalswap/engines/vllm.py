@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from evalswap.engines.adapters import lora_rank
-from evalswap.engines.answers import as_ids
+from evalswap.engines.answers import as_ids, end_of
 from evalswap.engines.base import (
     LOOPBACK,
     SERVED_NAME,
@@ -162,7 +162,7 @@ class Vllm(ManagedEngine):
         return HttpCall("/v1/completions", body)
 
     def read(self, answer: Any, request: Request) -> Completion:
-        return read_completion(answer, self.name)
+        return read_completion(answer, self.name, request)
 
     def window(self, launch: Launch) -> int:
         cpu = launch.device == "cpu"
@@ -219,7 +219,7 @@ def _replicas(launch: Launch) -> int:
     return number(given(launch.engine_args), "data_parallel_size", "dp", default=1)
 
 
-def read_completion(answer: Any, engine: str) -> Completion:
+def read_completion(answer: Any, engine: str, request: Request) -> Completion:
     """Read one choice of a ``/v1/completions`` answer that carries token ids.
 
     Raises MalformedAnswer for an answer without choice or ids, FinalAnswerError for a finish reason that is
@@ -230,6 +230,8 @@ def read_completion(answer: Any, engine: str) -> Completion:
         reason = finish_reason(choice["finish_reason"], engine)
         details = usage.get("prompt_tokens_details") or {}
         ids = as_ids(choice.get("token_ids"), engine)
+        if reason == "length":  # of the request's length, not of what room there was
+            reason = end_of(ids, request, engine, ended_by_id=False, ran_out=True)
         return Completion(
             token_ids=ids,
             text=choice.get("text"),
