@@ -550,8 +550,6 @@ datasets[0]['infer_cfg']['inferencer']['max_out_len'] = 16
 models = [dict(type=HuggingFacewithChatTemplate, abbr='smol-hf', path={path!r}, max_seq_len={length}, batch_size=4,
                model_kwargs=dict(torch_dtype='float32'))]
 """
-OVERHEAD = 3.0  # seconds of a whole warm run beside its inference; measured on a machine that is not busy
-BUSY = 3.0  # what a machine that is busy may take longer
 
 
 @pytest.mark.e2e
@@ -580,10 +578,9 @@ def test_runs_on_a_warm_server(
     assert begun.returncode == 0, begun.stderr
     try:
         entry = served()
-        output, seconds, warm = evaluate("warm")
+        output, _seconds, warm = evaluate("warm")
         assert f"using the warm {engine} {entry.version} at {entry.url}" in output
         assert warm["answers"]["asked"] == 8
-        assert seconds - warm["timings"]["infer"] < OVERHEAD * BUSY
         assert not list((tmp_path / "warm").rglob("*.log"))  # no engine of its own
         # Warm or cold, the same question has the same key: nothing is asked again.
         output, _, again = evaluate("warm")
@@ -595,7 +592,7 @@ def test_runs_on_a_warm_server(
     finally:
         assert cli("serve", "--stop", "all").returncode == 0
     output, _, cold = evaluate("cold")
-    assert "warm" not in output
+    assert "using the warm" not in output
     hashes = [record["datasets"]["demo"]["prompt_ids_sha256"] for record in (warm, cold)]
     assert hashes[0] == hashes[1]
     assert answers(tmp_path / "warm", model) == answers(tmp_path / "cold", model)

@@ -110,7 +110,8 @@ class Checker:
         except EvalswapError as error:
             check.failed("engine", error)
         try:
-            checkpoint = find_checkpoint(launch.path, launch.revision)
+            gguf = engine is not None and engine.program is not None
+            checkpoint = find_checkpoint(launch.path, launch.revision, gguf=gguf)
             check.good(
                 "model", f"{checkpoint.folder} ({checkpoint.architecture}, {checkpoint.dtype or 'dtype not said'})"
             )

@@ -27,7 +27,7 @@ from evalswap.inference.window import WindowControl
 from evalswap.records import Completion, Failure, Request
 
 RETRY = RetryPolicy()
-LOOK_AHEAD = 1024  # requests
+LOOK_AHEAD = 2048  # requests
 PATIENCE = 120.0  # seconds
 REJECTIONS_TO_LEAVE = 3  # 403s and 404s in a row before the first answer, until they are not the prompts' fault
 REJECTION_PAUSE = 0.5  # seconds

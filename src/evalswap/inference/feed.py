@@ -127,7 +127,7 @@ class Feed:
         if self.exhausted or not self._short:
             return
         if self._source is None:
-            if len(self._ahead) <= self._look_ahead // 2:  # many at once, so that reading costs few turns
+            if len(self._ahead) <= self._look_ahead - READ_AT_ONCE:  # many at once: each reading costs a turn
                 self._wanted.set()
         elif self._reading is None:
             self._reading = self._loop.call_later(READ_PAUSE, self._read_ahead)
