@@ -143,7 +143,7 @@ class Ended:
     received: int = 0
 
 
-def ask(*script: bytes, retries: int = 1, timeout: float = 5.0, **options: Any) -> Ended:
+def ask(*script: bytes, retries: int = 1, timeout: float = 60.0, **options: Any) -> Ended:
     """Ask one request of a server that answers like this."""
 
     async def main() -> Ended:
@@ -166,15 +166,16 @@ def ask(*script: bytes, retries: int = 1, timeout: float = 5.0, **options: Any) 
 @pytest.mark.parametrize("name", TRANSIENT)
 def test_what_may_pass_is_asked_again(name: str) -> None:
     raw, kind = TRANSIENT[name]
+    timeout = 2.0 if raw is SILENCE else 60.0
 
     async def once() -> None:
-        async with serving(raw) as server, HttpClient(server.url, timeout=0.3) as client:
+        async with serving(raw) as server, HttpClient(server.url, timeout=timeout) as client:
             with pytest.raises(TransientError) as caught:
                 await client.post("/chat/completions", {})
             assert caught.value.kind == kind
 
     asyncio.run(once())
-    ended = ask(raw, timeout=0.3)
+    ended = ask(raw, timeout=timeout)
     assert (len(ended.answers), ended.failures, ended.received) == (1, [], 2)
     assert ended.answers[0].attempts == (1 if kind == "busy" else 2)
 
@@ -237,7 +238,7 @@ def test_the_limits_of_a_real_answer_are_heard() -> None:
             await asker.ask_all(map(request, range(2)), lambda *_: None, lambda _: None)
             return time.monotonic() - began
 
-    assert 0.5 <= asyncio.run(main()) < 2  # one of 60 comes back after half a second
+    assert 0.5 <= asyncio.run(main()) < 20  # one of 60 comes back after half a second, all of them after 30
 
 
 def test_a_new_server_at_another_port_gets_what_the_dead_one_had() -> None:
