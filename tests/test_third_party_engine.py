@@ -21,7 +21,7 @@ from pathlib import Path
 
 from evalswap.engines.answers import as_ids
 from evalswap.engines.base import HttpCall, MalformedAnswer, ManagedEngine, Native, Refused
-from evalswap.engines.flags import flags, offline_environment
+from evalswap.engines.flags import flags, own_environment
 from evalswap.records import Completion
 
 NO = Refused("a parrot draws nothing")
@@ -43,7 +43,7 @@ class Parrot(ManagedEngine):
         return [str(python), str(Path(__file__).with_name("server.py")), *flags(own | dict(launch.engine_args))]
 
     def environment(self, launch):
-        return offline_environment()
+        return own_environment(launch)
 
     def window(self, launch):
         return 3

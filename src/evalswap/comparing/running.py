@@ -75,7 +75,7 @@ class Rerunner:
         """Run the model of a side again with a changed spec. Raises ConfigError where its folder does not tell how."""
         experiment, spec = spec_of(side)
         changed = change(spec)
-        plan = _plan(changed, side)
+        plan = _plan(changed, side, any_kernel=True)
         wanted = [dataset for dataset in experiment.datasets if dataset.abbr == side.dataset]
         alone = dataclasses.replace(experiment, models=(changed,), datasets=tuple(wanted), summarizer={})
         return self.run(alone, [plan], work, limit)
@@ -180,10 +180,16 @@ def _is_model_of(spec: ModelSpec, side: Side) -> bool:
         return False
 
 
-def _plan(spec: ModelSpec, side: Side) -> ModelPlan:
+def _plan(spec: ModelSpec, side: Side, any_kernel: bool = False) -> ModelPlan:
+    """Return the plan of a side's engine with its flags, on request without those that choose kernels."""
     from evalswap.conversion import EngineOptions, convert
+    from evalswap.engines.flags import given
+    from evalswap.engines.registry import REMOTE, managed_engine
 
     arguments: dict[str, Any] = dict(side.facts.get("engine_args") or {})
+    if any_kernel and side.engine != REMOTE:
+        chosen = managed_engine(side.engine).kernel_flags
+        arguments = {key: value for key, value in given(arguments).items() if key not in chosen}
     return convert(spec, EngineOptions(accelerator=side.engine, engine_args=arguments))
 
 

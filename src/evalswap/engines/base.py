@@ -187,6 +187,9 @@ class ManagedEngine(Engine):
     # What its command line calls a field of a plan, for the translation table. One that it cannot be told is
     # not here: without "peft_path", adapters are refused.
     flag_names: ClassVar[Mapping[str, str]] = {}
+    # Flags that name kernels, and not every kernel has every dtype: where a run is repeated in another dtype, the
+    # engine chooses anew.
+    kernel_flags: ClassVar[tuple[str, ...]] = ()
     # What its log says when it dies (a regular expression) → the flag or the step that helps.
     hints: ClassVar[tuple[tuple[str, str], ...]] = ()
 

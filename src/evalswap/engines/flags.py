@@ -63,13 +63,18 @@ def tensor_parallel(launch: Launch, replicas: int, stages: int = 1) -> int:
     return max(1, gpus // others)
 
 
-def offline_environment() -> dict[str, str]:
-    """Return what keeps an engine off the network and gives every engine the same number of threads on a CPU.
+def own_environment(launch: Launch) -> dict[str, str]:
+    """Return what every engine is started with: no network, and the same arithmetic and threads for all.
 
-    All cores, unless OMP_NUM_THREADS says otherwise: on a machine that is busy with other work fewer are faster.
+    Threads: all cores of a CPU, unless OMP_NUM_THREADS says otherwise: on a machine that is busy with other work
+    fewer are faster. A float32 run has no TF32 in it, which keeps 10 bits of the mantissa's 23: cuBLAS and cuDNN obey
+    the first variable, Triton's kernels the second.
     """
     threads = os.environ.get("OMP_NUM_THREADS") or str(_usable_cores())
-    return {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    env = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    if launch.dtype == "float32" and launch.device == "cuda":
+        env |= {"NVIDIA_TF32_OVERRIDE": "0", "TRITON_F32_DEFAULT": "ieee"}
+    return env
 
 
 def kept_caches(engine: str, variables: Mapping[str, str]) -> dict[str, str]:

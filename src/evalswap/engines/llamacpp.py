@@ -23,7 +23,7 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, number, offline_environment
+from evalswap.engines.flags import flags, given, number, own_environment
 from evalswap.engines.prometheus import read_load
 from evalswap.errors import ConversionError, ModelFilesError
 from evalswap.plan import LaunchPlan
@@ -95,7 +95,7 @@ class Llamacpp(ManagedEngine):
             "port": port,
         }
         if launch.device == "cpu":
-            own["threads"] = offline_environment()["OMP_NUM_THREADS"]
+            own["threads"] = own_environment(launch)["OMP_NUM_THREADS"]
         asked = {key: value for key, value in given(launch.engine_args).items() if key != "model"}
         return [str(python), *flags(own | asked)]
 

@@ -22,7 +22,7 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, kept_caches, number, offline_environment, tensor_parallel
+from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
 from evalswap.engines.prometheus import read_load
 from evalswap.engines.sglang import read_generated
 from evalswap.errors import ConversionError
@@ -104,7 +104,7 @@ class Lmdeploy(ManagedEngine):
         return [str(python), str(START), str(launch.model), *flags(own | asked)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return offline_environment() | kept_caches(self.name, CACHES)
+        return own_environment(launch) | kept_caches(self.name, CACHES)
 
     def call(self, request: Request) -> HttpCall:
         assert request.prompt.token_ids is not None

@@ -26,7 +26,7 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, kept_caches, number, offline_environment, tensor_parallel
+from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
 from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, FinishReason, Request, Sampling
 
@@ -43,6 +43,7 @@ CPU_FLAGS = {
     "disable_overlap_schedule": True,
     "mem_fraction_static": 0.1,
 }
+FLOAT32_ATTENTION = "triton"  # its other kernels for GPUs have half precision only
 CACHES = {
     "TVM_FFI_CACHE_DIR": "tvm_ffi",
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",
@@ -67,6 +68,11 @@ class Sglang(ManagedEngine):
         "num_gpus": "--tp-size",
         "max_seq_len": "--context-length",
     }
+    kernel_flags: ClassVar[tuple[str, ...]] = (
+        "attention_backend",
+        "prefill_attention_backend",
+        "decode_attention_backend",
+    )
     sampling: ClassVar[SamplingTable] = {
         "max_new_tokens": Native("max_new_tokens"),
         "min_new_tokens": Native("min_new_tokens"),
@@ -137,12 +143,14 @@ class Sglang(ManagedEngine):
         else:
             own["tp_size"] = tensor_parallel(launch, _replicas(launch), stages)
             own["cuda_graph_max_bs_decode"] = min(window, LARGEST_GRAPH)
+            if launch.dtype == "float32":
+                own["attention_backend"] = FLOAT32_ATTENTION
         if launch.peft_path:
             own |= {"enable_lora": True, "lora_paths": f"{SERVED_NAME}={launch.peft_path}", "max_loras_per_batch": 1}
         return [str(python), "-m", "sglang.launch_server", *flags(own | asked)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        env = offline_environment() | {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}  # for CONTEXT_SLACK
+        env = own_environment(launch) | {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}  # for CONTEXT_SLACK
         return env | kept_caches(self.name, CACHES)
 
     def call(self, request: Request) -> HttpCall:

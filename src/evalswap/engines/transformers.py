@@ -21,7 +21,7 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, offline_environment
+from evalswap.engines.flags import flags, own_environment
 from evalswap.records import Completion, Request
 
 WORKER = Path(__file__).with_name("transformers_worker")
@@ -71,7 +71,7 @@ class Transformers(ManagedEngine):
         return [str(python), str(WORKER), *flags(own | dict(launch.engine_args))]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return offline_environment()
+        return own_environment(launch)
 
     def call(self, request: Request) -> HttpCall:
         assert request.prompt.token_ids is not None

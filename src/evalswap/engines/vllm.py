@@ -26,7 +26,7 @@ from evalswap.engines.base import (
     Native,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, kept_caches, number, offline_environment, tensor_parallel
+from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
 from evalswap.engines.prometheus import read_load
 from evalswap.errors import ConversionError, did_you_mean
 from evalswap.records import Completion, FinishReason, Request
@@ -69,6 +69,7 @@ class Vllm(ManagedEngine):
         "num_gpus": "--tensor-parallel-size",
         "max_seq_len": "--max-model-len",
     }
+    kernel_flags: ClassVar[tuple[str, ...]] = ("attention_backend",)
     sampling: ClassVar[SamplingTable] = {
         "max_new_tokens": Native("max_tokens"),
         "min_new_tokens": Native("min_tokens"),
@@ -130,7 +131,7 @@ class Vllm(ManagedEngine):
         return [str(python), "-m", *start, *flags(own | asked)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        env = offline_environment() | {
+        env = own_environment(launch) | {
             "VLLM_HOST_IP": LOOPBACK,
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
