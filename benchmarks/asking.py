@@ -3,6 +3,7 @@
     python benchmarks/asking.py                       # the table: 1319 rows, every server
     python benchmarks/asking.py zero fixed --repeat 3
     python benchmarks/asking.py zero --requests 100000
+    python benchmarks/asking.py ids --model FOLDER    # by token ids, with the model's tokenizer
 
 The server (honest_server.py) and the bare client (bare_client.py) are processes of their own. The floor is the bare
 client's time from its first request to its last answer; evalswap's is the whole command, from the process's start to
@@ -52,6 +53,15 @@ models = [dict(
 )]
 """
 
+CONFIG_BY_IDS = """
+from mmengine.config import read_base
+
+with read_base():
+    from .datasets.gsm8k.gsm8k_gen import gsm8k_datasets as datasets
+
+models = [dict(type='HuggingFaceBaseModel', abbr='honest', path='{model}', max_out_len=512)]
+"""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -62,10 +72,12 @@ class Case:
     wanted: str
     flags: tuple[str, ...] = ()
     kill: bool = False
+    ids: bool = False
 
 
 CASES = {
     "zero": Case("zero latency", "zero", "≤ 2.0 s in all"),
+    "ids": Case("zero latency, by token ids", "zero", "≤ 400 MB", ids=True),
     "fixed": Case("fixed 200 ms, 64 slots", "fixed", "≤ 1.25"),
     "lognormal": Case("lognormal, mean 1 s, 64 slots", "lognormal", "≤ 1.06"),
     "lognormal-prompt": Case("… longest question longest", "lognormal-prompt", "≤ 1.00"),
@@ -94,11 +106,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("cases", nargs="*", help=f"{', '.join(CASES)} (default: all)")
     parser.add_argument("--requests", type=int, default=ROWS, help="rows; more than 1319 are made up")
+    parser.add_argument("--model", type=Path, help="a folder with a tokenizer, for the case by ids")
     parser.add_argument("--repeat", type=int, default=1, help="times each; medians are shown")
     arguments = parser.parse_args()
     unknown = set(arguments.cases) - set(CASES)
     if unknown:
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    if "ids" in arguments.cases and not arguments.model:
+        parser.error("the case by ids needs --model FOLDER")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         rows = write_rows(folder / "data" / "gsm8k" / "test.jsonl", arguments.requests)
@@ -106,8 +121,9 @@ def main() -> None:
         print("| server | floor, s | evalswap, s | ratio | wanted | CPU, s | peak, MB | first request after, s "
               "| after the last answer, s | requests/s between | seen |")  # fmt: skip
         print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
-        for name in arguments.cases or CASES:
-            show(CASES[name], [measure(CASES[name], folder) for _ in range(arguments.repeat)])
+        model = arguments.model and arguments.model.resolve()
+        for name in arguments.cases or [name for name, case in CASES.items() if model or not case.ids]:
+            show(CASES[name], [measure(CASES[name], folder, model) for _ in range(arguments.repeat)])
 
 
 def write_rows(file: Path, count: int) -> str:
@@ -140,25 +156,27 @@ def show(case: Case, runs: list[Measured]) -> None:
           f"| {verdicts} |", flush=True)  # fmt: skip
 
 
-def measure(case: Case, folder: Path) -> Measured:
+def measure(case: Case, folder: Path, model: Path | None) -> Measured:
     """Run the bare client and evalswap, each on a fresh server."""
     rows = folder / "data" / "gsm8k" / "test.jsonl"
+    tokenizer = model / "tokenizer.json" if case.ids and model else None
     with serving(rows, case) as url:
         done = subprocess.run(
             [sys.executable, str(HERE / "bare_client.py"), str(rows), f"{url}/v1", "--in-flight", str(IN_FLIGHT)],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
     floor = float(done.stdout)
-    with serving(rows, case) as url, tempfile.TemporaryDirectory(dir=folder) as work:
-        evalswap = Evalswap(Path(work), folder, url)
+    with serving(rows, case, tokenizer) as url, tempfile.TemporaryDirectory(dir=folder) as work:
+        evalswap = Evalswap(Path(work), folder, url, model if case.ids else None)
         return evalswap.killed(floor) if case.kill else evalswap.whole(floor, case)
 
 
 @contextmanager
-def serving(rows: Path, case: Case) -> Iterator[str]:
+def serving(rows: Path, case: Case, tokenizer: Path | None = None) -> Iterator[str]:
     """Start an honest server; it ends when its stdin is closed."""
     command = [sys.executable, str(HERE / "honest_server.py"), str(rows), "--mode", case.mode]
     command += ["--slots", str(IN_FLIGHT), *case.flags]
+    command += ["--tokenizer", str(tokenizer)] if tokenizer else []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         try:
@@ -175,12 +193,15 @@ def told(url: str, path: str) -> Any:
 class Evalswap:
     """The command, as a user gives it."""
 
-    def __init__(self, work: Path, folder: Path, url: str) -> None:
+    def __init__(self, work: Path, folder: Path, url: str, by_ids: Path | None) -> None:
         self.work, self.url = work, url
         self.log = work / "screen.txt"
         config = work / "eval_honest.py"
         config.write_text(CONFIG.format(url=f"{url}/v1", window=IN_FLIGHT, retries=RETRIES))
         self.command = [sys.executable, "-m", "evalswap", "run", str(config), "-w", str(work / "out")]
+        if by_ids:
+            config.write_text(CONFIG_BY_IDS.format(model=by_ids))
+            self.command += ["-a", "openai", "--api-base", f"{url}/v1", "--api-model", "honest"]
         self.environment = {**os.environ, "EVALSWAP_DATA": str(folder / "data"), "HF_HUB_OFFLINE": "1"}
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -207,7 +228,7 @@ class Evalswap:
     def verdicts(self, stats: dict[str, Any], code: int, *, poisoned: bool) -> list[str]:
         """Say what is right and what is not: the score, and how often each row was asked."""
         try:
-            (result,) = (self.work / "out").glob("2*/results/honest/gsm8k.json")
+            (result,) = (self.work / "out").glob("2*/results/honest*/gsm8k.json")
             found = json.loads(result.read_text())
         except ValueError:
             return [f"NO SCORE, exit {code}: {self.log.read_text()[-500:]}"]
@@ -224,6 +245,8 @@ class Evalswap:
             wanted, received = stats["right"], rows + faults
             if code:
                 said.append(f"EXIT {code}: {self.log.read_text()[-500:]}")
+        if "accuracy" not in found:
+            return [f"NO SCORE, exit {code}: {self.log.read_text()[-500:]}"]
         exact = abs(found["accuracy"] - 100 * wanted / (rows - poisoned)) < 1e-9
         said.append("score exact" if exact else f"SCORE {found['accuracy']}, {wanted} are right")
         once = stats["received"] == received and not stats.get("answered again")

@@ -13,7 +13,8 @@ lognormal-answer  the same times, the longest published solution takes longest: 
 
 With ``--faults 0.05`` one row in twenty meets, at its first attempt, a 429 with Retry-After 1, a 500 or a dropped
 connection. A poisoned row always gets a 500. About 70% of the answers are right, and which ones is fixed too.
-``GET /stats`` tells what was received. HTTP/1.1 is parsed here by hand, so that the server is never what is measured.
+With ``--tokenizer tokenizer.json`` it takes token ids, too, and gives ids. ``GET /stats`` tells what was received.
+HTTP/1.1 is parsed here by hand, so that the server is never what is measured.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SIGMA = 0.66  # of the lognormal: mean 1 s and, over 1319 rows, 7.4 s at most
 MODES = ("zero", "fixed", "lognormal", "lognormal-prompt", "lognormal-answer")
 FAULTS = ("429", "500", "drop")
 SEED = 20261122
+PROBE = 3  # a prompt of so few token ids is about no row
 
 
 @dataclass
@@ -91,8 +93,9 @@ def latencies(data: list[dict[str, str]], mode: str) -> list[float]:
 class Server:
     """The slots, the queue before them, and what was counted."""
 
-    def __init__(self, rows: dict[str, Row], slots: int, poison: int | None) -> None:
+    def __init__(self, rows: dict[str, Row], slots: int, poison: int | None, tokenizer: Any = None) -> None:
         self.rows = rows
+        self.tokenizer = tokenizer
         self.free = slots
         self.queue: deque[tuple[Row, Connection]] = deque()
         self.poison = poison
@@ -150,17 +153,14 @@ class Server:
                 self.counts["answered again"] += 1
             row.answered = self.last = time.time()
             self.counts["answered"] += 1
-            message = {"role": "assistant", "content": row.text}
-            connection.send(
-                200,
-                {
-                    "id": f"row-{row.number}",
-                    "object": "chat.completion",
-                    "model": "honest",
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                    "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
-                },
-            )
+            connection.send(200, self.by_ids(row) if connection.by_ids else by_messages(row))
+
+    def by_ids(self, row: Row) -> dict[str, Any]:
+        """Return a completion with token ids."""
+        ids = self.tokenizer.encode(row.text, add_special_tokens=False).ids
+        choice = {"index": 0, "text": row.text, "token_ids": ids, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 100, "completion_tokens": len(ids), "total_tokens": 100 + len(ids)}
+        return {"id": f"row-{row.number}", "model": "honest", "choices": [choice], "usage": usage}
 
     def stats(self) -> dict[str, Any]:
         return {
@@ -179,6 +179,17 @@ class Server:
         return [q for q, row in self.rows.items() if row.answered is not None and row.answered <= moment]
 
 
+def by_messages(row: Row) -> dict[str, Any]:
+    """Return a chat completion."""
+    return {
+        "id": f"row-{row.number}",
+        "object": "chat.completion",
+        "model": "honest",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": row.text}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+    }
+
+
 class Connection(asyncio.Protocol):
     """One keep-alive connection; one request at a time on it."""
 
@@ -186,6 +197,7 @@ class Connection(asyncio.Protocol):
         self.server = server
         self.buffer = b""
         self.alive = False
+        self.by_ids = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
@@ -213,6 +225,13 @@ class Connection(asyncio.Protocol):
         if path.endswith("/chat/completions"):
             content = json.loads(body)["messages"][-1]["content"]
             self.server.ask(self, content.rsplit("\nPlease reason", 1)[0])
+        elif path.endswith("/completions") and self.server.tokenizer is not None:
+            self.by_ids, ids = True, json.loads(body)["prompt"]
+            if len(ids) <= PROBE:  # only whether ids are understood
+                choice = {"index": 0, "text": "", "token_ids": ids[:1], "finish_reason": "length"}
+                self.send(200, {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}})
+            else:
+                self.server.ask(self, self.server.tokenizer.decode(ids).rsplit("\nPlease reason", 1)[0])
         elif path == "/stats":
             self.send(200, self.server.stats())
         elif path == "/finished":  # ?MOMENT
@@ -248,8 +267,15 @@ async def main() -> None:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--poison", type=int)
+    parser.add_argument("--tokenizer", type=Path)
     arguments = parser.parse_args()
-    server = Server(make_rows(arguments.rows, arguments.mode, arguments.faults), arguments.slots, arguments.poison)
+    tokenizer = None
+    if arguments.tokenizer:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
+    rows = make_rows(arguments.rows, arguments.mode, arguments.faults)
+    server = Server(rows, arguments.slots, arguments.poison, tokenizer)
     loop = asyncio.get_running_loop()
     listening = await loop.create_server(lambda: Connection(server), "127.0.0.1", 0, backlog=2048)
     print(listening.sockets[0].getsockname()[1], flush=True)

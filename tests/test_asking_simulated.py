@@ -475,6 +475,25 @@ def test_the_longest_of_the_last_go_first() -> None:
     assert total(known=False) > 1.1 * floor
 
 
+def test_the_longest_answers_go_first_and_of_those_the_longest_prompts() -> None:
+    sizes = [(8, 3), (8, 9), (64, 2), (8, 5), (64, 7)]  # tokens of the longest answer, of the prompt
+    prompts = [
+        Request(
+            f"k{row}",
+            "job",
+            row,
+            Prompt(({"role": "user", "content": str(row)},), None, (1,) * prompt),
+            Sampling(answer),
+        )
+        for row, (answer, prompt) in enumerate(sizes)
+    ]
+    world = World([[(1.0, "good")] for _ in sizes])
+    asked: list[int] = []
+    asker = Asker(ENGINE, [Endpoint(Server(world))], window=FixedWindow(1))
+    virtual_time.run(asker.ask_all(iter(prompts), lambda request, timed: asked.append(request.row), pytest.fail))
+    assert asked == [0, 4, 2, 1, 3]  # the first goes before the others are read
+
+
 # -- endpoints ----------------------------------------------------------------------------------------
 
 

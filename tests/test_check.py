@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -90,18 +89,14 @@ def test_everything_is_there(home: Path, demo_model: Path, capsys: pytest.Captur
     assert not home.exists()  # nothing is written
 
 
-def test_it_is_quick_and_imports_no_torch(home: Path, demo_model: Path) -> None:
+def test_it_imports_no_torch(home: Path, demo_model: Path) -> None:
     program = (
         "import sys; from evalswap.cli import main; code = main(sys.argv[1:]); "
         "assert not {'torch', 'vllm', 'sglang', 'lmdeploy'} & set(sys.modules); sys.exit(code)"
     )
     words = ["check", "--hf-path", str(demo_model), "--datasets", "demo", "-a", "toy"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    # Seconds of work, which do not depend on how busy the machine is.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
 def test_an_engine_that_is_not_there(home: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

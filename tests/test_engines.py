@@ -16,7 +16,7 @@ from evalswap.engines.base import EngineLoad, FinalAnswerError, Launch, Malforme
 from evalswap.engines.flags import flags, tensor_parallel
 from evalswap.engines.prometheus import read_metrics
 from evalswap.engines.registry import managed_engine, managed_engine_names
-from evalswap.engines.vllm import EAGER_TOKENS, GRAPHS_TOKENS, start_mode
+from evalswap.engines.start_modes import EAGER_TOKENS, GRAPHS_TOKENS, start_mode
 from evalswap.errors import ConversionError, ModelFilesError
 from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, Prompt, Request, Sampling
@@ -187,14 +187,40 @@ def test_replicas_widen_the_window(name: str, replicas: str, model: Path) -> Non
     assert engine.window(launch(model, engine_args={replicas: 2})) == 2 * one
 
 
-def test_sglang_captures_no_larger_graphs_than_there_is_work(model: Path) -> None:
-    graphs = "--cuda-graph-max-bs-decode"
-    assert command("sglang", launch(model, answers=12))[graphs] == "12"
-    assert int(command("sglang", launch(model))[graphs]) <= managed_engine("sglang").window(launch(model))
-    assert graphs not in command("sglang", launch(model, "cpu"))
+@pytest.mark.parametrize(("answers", "sizes"), [(5, "1 2 4 5"), (12, "1 2 4 8 12")])
+def test_sglang_captures_no_larger_graphs_than_there_is_work(answers: int, sizes: str, model: Path) -> None:
+    wanted = launch(model, answers=answers, engine_args={"start_mode": "graphs"})
+    words = managed_engine("sglang").command(wanted, Path("python"), 1)
+    place = words.index("--cuda-graph-bs-decode")
+    assert words[place + 1 : place + 1 + len(sizes.split())] == sizes.split()
+    assert words[place + 1 + len(sizes.split())].startswith("--")
 
 
-# ---- how much vLLM makes ready before the first question
+def test_sglang_makes_ready_what_the_work_is_worth(model: Path) -> None:
+    eager = command("sglang", launch(model, answer_tokens=EAGER_TOKENS))
+    assert eager["--cuda-graph-backend-decode"] == eager["--cuda-graph-backend-prefill"] == "disabled"
+    graphs = command("sglang", launch(model, answer_tokens=EAGER_TOKENS + 1))
+    assert "--cuda-graph-bs-decode" in graphs and "--cuda-graph-bs-prefill" in graphs
+    full = command("sglang", launch(model, answer_tokens=GRAPHS_TOKENS + 1))
+    assert "--cuda-graph-bs-decode" in full and "--cuda-graph-bs-prefill" not in full
+    for own in ({"cuda_graph_max_bs_decode": 8}, {"disable_cuda_graph": True}):
+        words = command("sglang", launch(model, engine_args=own, answer_tokens=1))
+        assert [word for word in words if "cuda-graph" in word] == [f"--{next(iter(own)).replace('_', '-')}"]
+    on_cpu = command("sglang", launch(model, "cpu", engine_args={"start_mode": "graphs"}))
+    assert not [word for word in on_cpu if "cuda-graph" in word or "start-mode" in word]
+
+
+def test_sglang_has_no_float32_on_a_gpu(model: Path) -> None:
+    with pytest.raises(ConversionError, match="no float32 on a GPU"):
+        command("sglang", launch(model, dtype="float32"))
+    assert command("sglang", launch(model, "cpu", dtype="float32"))["--dtype"] == "float32"
+    engine = managed_engine("sglang")
+    with pytest.raises(ConversionError, match="no float32 on a GPU"):
+        engine.configured(LaunchPlan("m", dtype="float32"), "cuda")
+    engine.configured(LaunchPlan("m", dtype="float32"), "cpu")
+
+
+# ---- how much an engine makes ready before the first question
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,18 @@ def test_nothing_is_lost_when_whoever_waits_is_cancelled(store: Store) -> None:
         return seen
 
     assert asyncio.run(broken_off()) == list(range(10 * CHUNK))
+
+
+@pytest.mark.parametrize("seconds", [0.003, 5.0])
+def test_more_can_be_read_ahead_while_an_engine_starts(seconds: float, store: Store) -> None:
+    bench = Bench(store, rows(*map(str, range(10 * CHUNK))))
+
+    async def start_and_ask() -> list[int]:
+        try:
+            await asyncio.wait_for(bench.pending.read_ahead(5 * CHUNK), seconds)
+            assert 5 <= bench.makers[0].chunks <= 6
+        except asyncio.TimeoutError:
+            assert seconds < 1
+        return [request.row for request in await all_of(bench.pending)]
+
+    assert asyncio.run(start_and_ask()) == list(range(10 * CHUNK))

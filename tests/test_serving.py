@@ -32,7 +32,9 @@ print("loading weights", os.environ.get("WEIGHTS"), flush=True)
 if mode == "dies":
     print("\\x1b[31m(EngineCore pid=7) ERROR 11-22 16:00:00 [core.py:9] \\x1b[0msk-secret was here")
     raise MemoryError("no room for the weights")
-if mode == "killed":
+if mode == "kills itself":
+    print("RuntimeError: rmsnorm failed to dispatch data type Float", flush=True)
+if mode in ("killed", "kills itself"):
     os.kill(os.getpid(), signal.SIGKILL)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -253,6 +255,16 @@ def test_names_the_signal_that_killed_it(fake: Callable[..., ManagedServer]) -> 
             with pytest.raises(EngineError, match="killed by SIGKILL") as caught:
                 await server.ready()
         assert "memory" in (caught.value.hint or "")
+
+    run(scenario())
+
+
+def test_one_that_names_an_error_and_kills_itself_does_not_want_memory(fake: Callable[..., ManagedServer]) -> None:
+    async def scenario() -> None:
+        async with fake("kills itself") as server:
+            with pytest.raises(EngineError, match="failed to dispatch data type Float") as caught:
+                await server.ready()
+        assert "memory" not in (caught.value.hint or "")
 
     run(scenario())
 

@@ -214,6 +214,10 @@ class ManagedEngine(Engine):
     def window(self, launch: Launch) -> int:
         """Return how many requests to keep in flight at most."""
 
+    def start_mode(self, launch: Launch) -> str | None:
+        """Return how much the engine makes ready at its start (see ``start_modes``), if that can be chosen."""
+        return None
+
     def explain(self, log: str) -> str | None:
         """Return what helps against what an engine's log complains of, where that is known."""
         return next((hint for pattern, hint in self.hints if re.search(pattern, log)), None)

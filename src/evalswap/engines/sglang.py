@@ -27,11 +27,29 @@ from evalswap.engines.base import (
     SamplingTable,
 )
 from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
+from evalswap.engines.start_modes import graph_sizes, mode_of, take_start_mode
+from evalswap.errors import ConversionError
 from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, FinishReason, Request, Sampling
 
 WINDOW_CPU, WINDOW_GPU = 16, 1024  # requests in flight; of each GPU
-LARGEST_GRAPH = 256  # batches up to here run as CUDA graphs; each size is captured at the start
+# The lengths in tokens that CUDA graphs of prefills are made for: some sixty of its own take a minute to capture.
+# Longer ones do not need a graph to keep a GPU busy.
+PREFILL_GRAPHS = (64, 128, 256, 512, 1024, 2048)
+SETS_MODE_ITSELF = (
+    "cuda_graph_config",
+    "cuda_graph_backend_decode",
+    "cuda_graph_backend_prefill",
+    "cuda_graph_bs_decode",
+    "cuda_graph_bs_prefill",
+    "cuda_graph_max_bs_decode",
+    "cuda_graph_max_bs_prefill",
+    "cuda_graph_bs",
+    "cuda_graph_max_bs",
+    "disable_cuda_graph",
+    "disable_decode_cuda_graph",
+    "disable_prefill_cuda_graph",
+)
 CPU_KV_TOKENS = 16384  # room of the KV cache on a CPU
 # A prompt and its answer must fit with some tokens to spare, or the server shortens the answer in silence.
 CONTEXT_SLACK = 8
@@ -43,7 +61,6 @@ CPU_FLAGS = {
     "disable_overlap_schedule": True,
     "mem_fraction_static": 0.1,
 }
-FLOAT32_ATTENTION = "triton"  # its other kernels for GPUs have half precision only
 CACHES = {
     "TVM_FFI_CACHE_DIR": "tvm_ffi",
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",
@@ -68,11 +85,6 @@ class Sglang(ManagedEngine):
         "num_gpus": "--tp-size",
         "max_seq_len": "--context-length",
     }
-    kernel_flags: ClassVar[tuple[str, ...]] = (
-        "attention_backend",
-        "prefill_attention_backend",
-        "decode_attention_backend",
-    )
     sampling: ClassVar[SamplingTable] = {
         "max_new_tokens": Native("max_new_tokens"),
         "min_new_tokens": Native("min_new_tokens"),
@@ -91,7 +103,7 @@ class Sglang(ManagedEngine):
         (
             r"out of memory|Not enough memory|Memory pool size is too small",
             "too little GPU memory: lower --engine-args mem_fraction_static=0.8 (for the model's own work) or raise it "
-            "(for the KV cache), lower cuda_graph_max_bs_decode=…, or spread the model with num_gpus",
+            "(for the KV cache), fewer max_running_requests=…, or spread the model with num_gpus",
         ),
         (
             r"Model architectures .* are not supported",
@@ -104,6 +116,7 @@ class Sglang(ManagedEngine):
 
     def configured(self, plan: LaunchPlan, device: str | None = None) -> Sglang:
         asked = given(plan.engine_args)
+        _check_dtype(plan.dtype, asked.get("device", device))
         kind = Sglang
         if asked.get("enable_deterministic_inference"):
             kind = DeterministicSglang
@@ -119,6 +132,7 @@ class Sglang(ManagedEngine):
         return native
 
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
+        _check_dtype(launch.dtype, launch.device)
         asked = given(launch.engine_args)
         stages = number(asked, "pp_size", "pipeline_parallel_size", default=1)
         window = self.window(launch)
@@ -137,14 +151,14 @@ class Sglang(ManagedEngine):
             "host": LOOPBACK,
             "port": port,
         }
+        mode = take_start_mode(launch, asked, SETS_MODE_ITSELF)
         if launch.device == "cpu":
             room = max(CPU_KV_TOKENS, 2 * launch.context_len)
             own |= {"device": "cpu", **CPU_FLAGS, "max_total_tokens": room}
         else:
             own["tp_size"] = tensor_parallel(launch, _replicas(launch), stages)
-            own["cuda_graph_max_bs_decode"] = min(window, LARGEST_GRAPH)
-            if launch.dtype == "float32":
-                own["attention_backend"] = FLOAT32_ATTENTION
+            if mode is not None:
+                own |= _mode_flags(mode, window)
         if launch.peft_path:
             own |= {"enable_lora": True, "lora_paths": f"{SERVED_NAME}={launch.peft_path}", "max_loras_per_batch": 1}
         return [str(python), "-m", "sglang.launch_server", *flags(own | asked)]
@@ -168,6 +182,9 @@ class Sglang(ManagedEngine):
 
     def read(self, answer: Any, request: Request) -> Completion:
         return read_generated(answer, request, self.name)
+
+    def start_mode(self, launch: Launch) -> str | None:
+        return mode_of(launch, given(launch.engine_args), SETS_MODE_ITSELF)
 
     def window(self, launch: Launch) -> int:
         most = WINDOW_CPU if launch.device == "cpu" else WINDOW_GPU * max(1, launch.num_gpus, _replicas(launch))
@@ -200,6 +217,23 @@ class DeterministicSglang(Sglang):
         BOTH_FILTERS_AT_ONCE,
         Exclusive(("seed", "min_p"), "its seeded draw does not go with min_p"),
     )
+
+
+def _check_dtype(dtype: str, device: str | None) -> None:
+    if dtype == "float32" and device == "cuda":
+        raise ConversionError(
+            "sglang has no float32 on a GPU: its own kernels (RMSNorm is the first) take half precision only",
+            "choose model_kwargs=dict(dtype='bfloat16') (--model-kwargs dtype=bfloat16), "
+            "or an engine that has float32 there: transformers, vllm",
+        )
+
+
+def _mode_flags(mode: str, window: int) -> dict[str, Any]:
+    """Return the flags of a start mode; graphs are made for no larger batches than there can be."""
+    if mode == "eager":
+        return {"cuda_graph_backend_decode": "disabled", "cuda_graph_backend_prefill": "disabled"}
+    decode = {"cuda_graph_bs_decode": graph_sizes(window)}
+    return decode if mode == "full" else decode | {"cuda_graph_bs_prefill": list(PREFILL_GRAPHS)}
 
 
 def _replicas(launch: Launch) -> int:

@@ -28,7 +28,8 @@ from evalswap.engines.base import (
 )
 from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
 from evalswap.engines.prometheus import read_load
-from evalswap.errors import ConversionError, did_you_mean
+from evalswap.engines.start_modes import graph_sizes, mode_of, take_start_mode
+from evalswap.errors import ConversionError
 from evalswap.records import Completion, FinishReason, Request
 
 WINDOW_CPU, WINDOW_GPU = 64, 512  # requests in flight; of each GPU
@@ -39,14 +40,6 @@ CPU_FLAGS = {
     "gpu_memory_utilization": 0.3,
     "distributed_executor_backend": "uni",
 }
-# The batch sizes that CUDA graphs are made for: each takes a part of a second at the start, and what lies
-# between two of them runs as the larger.
-GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-# How much is made ready before the first question, from the least to the most. What the start costs, the
-# answers must win back.
-START_MODES = ("eager", "graphs", "full")
-EAGER_TOKENS = 100_000  # up to so many tokens of answers
-GRAPHS_TOKENS = 5_000_000
 SETS_MODE_ITSELF = ("enforce_eager", "compilation_config", "optimization_level", "O", "cc")
 BASE_NAME = "base"  # of the model without its adapter
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that --max-lora-rank takes
@@ -125,9 +118,9 @@ class Vllm(ManagedEngine):
             stages = number(asked, "pipeline_parallel_size", "pp", default=1)
             own["tensor_parallel_size"] = tensor_parallel(launch, _replicas(launch), stages)
             start = ["vllm.entrypoints.cli.main", "serve", str(launch.model)]
-        mode = asked.pop("start_mode", None)
-        if mode is not None or not any(name in asked for name in SETS_MODE_ITSELF):
-            own |= _mode_flags(_known_mode(mode) if mode is not None else start_mode(launch), self.window(launch))
+        mode = take_start_mode(launch, asked, SETS_MODE_ITSELF)
+        if mode is not None:
+            own |= _mode_flags(mode, self.window(launch))
         return [str(python), "-m", *start, *flags(own | asked)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
@@ -165,6 +158,9 @@ class Vllm(ManagedEngine):
     def read(self, answer: Any, request: Request) -> Completion:
         return read_completion(answer, self.name, request)
 
+    def start_mode(self, launch: Launch) -> str | None:
+        return mode_of(launch, given(launch.engine_args), SETS_MODE_ITSELF)
+
     def window(self, launch: Launch) -> int:
         cpu = launch.device == "cpu"
         most = (WINDOW_CPU if cpu else WINDOW_GPU) * max(1, 1 if cpu else launch.num_gpus, _replicas(launch))
@@ -175,33 +171,14 @@ class Vllm(ManagedEngine):
         return read_load(content, "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
 
-def start_mode(launch: Launch) -> str:
-    """Return the start mode for the work that a launch is for; a server without end is made ready fully."""
-    if launch.device == "cpu":
-        return "eager"  # to compile takes minutes there
-    if launch.answer_tokens is None or launch.answer_tokens > GRAPHS_TOKENS:
-        return "full"
-    return "eager" if launch.answer_tokens <= EAGER_TOKENS else "graphs"
-
-
 def _mode_flags(mode: str, window: int) -> dict[str, Any]:
     """Return the flags of a start mode; graphs are made for no larger batches than there can be."""
     if mode == "eager":
         return {"enforce_eager": True}
     if mode == "full":
         return {}  # vLLM's own defaults: compiled, and CUDA graphs
-    sizes = sorted({*(size for size in GRAPH_SIZES if size < window), min(window, GRAPH_SIZES[-1])})
-    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
+    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": graph_sizes(window)}
     return {"compilation_config": json.dumps(graphs)}
-
-
-def _known_mode(mode: object) -> str:
-    if mode not in START_MODES:
-        near = did_you_mean(str(mode), START_MODES)
-        raise ConversionError(
-            f"--engine-args start_mode={mode}: unknown", near or f"there are: {', '.join(START_MODES)}"
-        )
-    return str(mode)
 
 
 def _lora_flags(adapter: str) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from evalswap.engines.base import Engine, FinalAnswerError, MalformedAnswer
 from evalswap.errors import EvalswapError
 from evalswap.inference.endpoints import Endpoint
 from evalswap.inference.faults import REFUSING_FIRST_STATUS, FinalError, TransientError
-from evalswap.inference.feed import Feed, Item, prompt_tokens
+from evalswap.inference.feed import Feed, Item, expected_cost
 from evalswap.inference.limits import RateLimits
 from evalswap.inference.load import follow_load
 from evalswap.inference.pool import Pool
@@ -59,7 +60,7 @@ class Asker:
         max_in_flight: int | None = None,
         patience: float = PATIENCE,
         look_ahead: int = LOOK_AHEAD,
-        cost: Callable[[Request], float] | None = prompt_tokens,
+        cost: Callable[[Request], Any] | None = expected_cost,
         status_texts: Mapping[int, str] | None = None,
         on_attempt: OnAttempt | None = None,
         say: Callable[[str], None] | None = None,
@@ -68,8 +69,9 @@ class Asker:
         """Each endpoint gets a ``window`` of its own; ``max_in_flight`` and ``limits`` bound all of them together.
 
         ``patience``: seconds after which endpoints that are all down end the asking. ``cost``: what a request is
-        expected to take, in any unit; the dearest of the last ``look_ahead`` requests go first, so that no long one is
-        left for the end. None keeps the order. ``status_texts``: HTTP statuses that the config counts as an answer.
+        expected to take, as anything that can be compared; the dearest of the last ``look_ahead`` requests go first,
+        so that no long one is left for the end. None keeps the order. ``status_texts``: HTTP statuses that the config
+        counts as an answer.
         ``on_attempt`` hears of every attempt: the request, its number, what went wrong or None, and its seconds.
         ``say`` hears what a person should know while the asking goes on.
         """

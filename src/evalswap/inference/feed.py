@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from evalswap.errors import EvalswapError
 from evalswap.records import Request
@@ -38,7 +39,8 @@ class Feed:
     the iterator ends goes the dearest first, so that no long one is left for the end, when all other places are empty.
     Simulated with 1319 lognormal times on 64 slots: 1.16 of the ideal time becomes 1.07 where cost and time correlate
     by 0.5 (as GSM8K's questions and solutions do), 1.00 where they are the same, and 1.17 where they have nothing to do
-    with each other.
+    with each other. With datasets whose answers may be of different lengths, those lengths come first: an engine of 512
+    places, whose steps take the longer the more run at once, was simulated to need 1.18 of the time without that.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Feed:
         requests: Iterator[Request] | AsyncIterator[Request],
         *,
         look_ahead: int,
-        cost: Callable[[Request], float] | None,
+        cost: Callable[[Request], Any] | None,
         changed: Callable[[], None],
         broken: Callable[[BaseException], None],
     ) -> None:
@@ -185,6 +187,11 @@ class Feed:
         cost, self._cost = self._cost, None
         assert cost is not None
         self._ahead = deque(sorted(self._ahead, key=lambda item: cost(item.request), reverse=True))
+
+
+def expected_cost(request: Request) -> tuple[int, int]:
+    """Return what a request is expected to take, to be compared: by its longest answer, then by its prompt."""
+    return request.sampling.max_new_tokens, prompt_tokens(request)
 
 
 def prompt_tokens(request: Request) -> int:

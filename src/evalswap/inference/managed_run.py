@@ -7,11 +7,11 @@ import math
 from contextlib import AsyncExitStack
 
 from evalswap.errors import EngineError
-from evalswap.inference.asking import Asker
+from evalswap.inference.asking import LOOK_AHEAD, Asker
 from evalswap.inference.client import HttpClient
 from evalswap.inference.endpoints import Endpoint
 from evalswap.inference.engine_times import engine_times
-from evalswap.inference.feed import prompt_tokens
+from evalswap.inference.feed import expected_cost
 from evalswap.inference.model_run import ModelRun
 from evalswap.inference.pending import PendingRequests
 from evalswap.inference.rounds import Round, Rounds
@@ -43,7 +43,7 @@ class ManagedRun(ModelRun):
         if not pending.open:
             return
         try:
-            client = await self._up(supervisor, prepared)
+            client = await self._up_and_ready(supervisor, prepared, pending)
             async with self.context.watch(self.plan.abbr, self.tally):
                 self._begin_asking()
                 try:
@@ -74,6 +74,22 @@ class ManagedRun(ModelRun):
             on_gpu=launch.device != "cpu",
             say=self.context.say,
         )
+
+    async def _up_and_ready(
+        self, supervisor: Supervisor, prepared: PreparedEngine, pending: PendingRequests
+    ) -> HttpClient:
+        """Wait for the engine, and render prompts as long as that takes."""
+        up = asyncio.create_task(self._up(supervisor, prepared))
+        ahead = asyncio.create_task(pending.read_ahead(LOOK_AHEAD))
+        try:
+            await asyncio.wait({up, ahead}, return_when=asyncio.FIRST_COMPLETED)
+            if ahead.done():
+                ahead.result()  # raises for a row that no prompt can be made of
+            return await up
+        finally:
+            for task in (up, ahead):
+                task.cancel()
+            await asyncio.gather(up, ahead, return_exceptions=True)
 
     async def _up(self, supervisor: Supervisor, prepared: PreparedEngine) -> HttpClient:
         began = self._elapsed()
@@ -143,7 +159,7 @@ class ManagedRun(ModelRun):
             max_in_flight=now.most,
             patience=math.inf,  # the supervisor's
             # An engine that does not tell its load makes batches of what comes, in the order of the rows.
-            cost=prompt_tokens if tells else None,
+            cost=expected_cost if tells else None,
             on_attempt=self._attempted,
             say=self.context.say,
             redact=self.context.redact,

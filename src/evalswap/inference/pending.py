@@ -87,8 +87,13 @@ class PendingRequests:
 
     async def any(self) -> bool:
         """Whether there is another request; returns as soon as that is known."""
+        await self.read_ahead(1)
+        return bool(self._ready)
+
+    async def read_ahead(self, most: int) -> None:
+        """Have so many requests ready, or all that are left; may be cancelled. Raises as taking them does."""
         async with self._lock:
-            while not self._ready and not self.exhausted:
+            while len(self._ready) < most and not self.exhausted:
                 # Shielded: who waits here may be cancelled, and nothing that was read may be lost.
                 chunk = await asyncio.shield(self._reading or self._read_on())
                 if chunk is None:
@@ -96,7 +101,6 @@ class PendingRequests:
                 else:
                     self._read_on()
                     self._sort(*chunk)
-        return bool(self._ready)
 
     def close(self) -> None:
         """Stop reading ahead."""

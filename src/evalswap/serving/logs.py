@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])")
 # What stands before a line: "(EngineCore pid=12) ERROR 11-22 16:00:00 [core.py:7] " in vLLM, "INFO:     " in uvicorn.
@@ -25,7 +26,23 @@ def meaningful_lines(log: str, limit: int) -> list[str]:
     an orderly shutdown after both. Without any error they are the last lines. Left out are colours, prefixes,
     progress bars, repetitions and the frames of tracebacks.
     """
-    lines: dict[str, str] = {}  # line → its level, in the order of their first appearance
+    lines = _levels(log)
+    first = _first_error(lines)
+    if first is None:
+        return list(lines)[-limit:]
+    told = [line for line, level in list(lines.items())[first:] if level in ("", "ERROR", "CRITICAL")]
+    half = limit // 2
+    return told if len(told) <= limit else [*told[:half], "…", *told[half - limit + 1 :]]
+
+
+def tells_error(log: str) -> bool:
+    """Whether an engine's log names an error."""
+    return _first_error(_levels(log)) is not None
+
+
+def _levels(log: str) -> dict[str, str]:
+    """Return each line that says something → its level ("" for none), in the order of their first appearance."""
+    lines: dict[str, str] = {}
     in_frame = False
     for raw in log.split("\n"):
         overwritten = _ANSI.sub("", raw.rstrip()).rpartition("\r")[2]  # what a terminal would show in the end
@@ -40,10 +57,8 @@ def meaningful_lines(log: str, limit: int) -> list[str]:
         in_frame = False
         if line.strip() and not _NOISE.search(line):
             lines.setdefault(line, prefix[1] or ("ERROR" if _EXCEPTION.match(line) else ""))
-    levels = list(lines.values())
-    first = next((number for number, level in enumerate(levels) if level in ("ERROR", "CRITICAL")), None)
-    if first is None:
-        return list(lines)[-limit:]
-    told = [line for line, level in list(lines.items())[first:] if level in ("", "ERROR", "CRITICAL")]
-    half = limit // 2
-    return told if len(told) <= limit else [*told[:half], "…", *told[half - limit + 1 :]]
+    return lines
+
+
+def _first_error(lines: Mapping[str, str]) -> int | None:
+    return next((number for number, level in enumerate(lines.values()) if level in ("ERROR", "CRITICAL")), None)

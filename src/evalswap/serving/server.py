@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from evalswap.errors import EngineError
 from evalswap.serving import keeper
-from evalswap.serving.logs import meaningful_lines
+from evalswap.serving.logs import meaningful_lines, tells_error
 from evalswap.serving.ports import address, give_back_port, take_port
 
 if TYPE_CHECKING:
@@ -303,7 +303,8 @@ class ManagedServer:
         log = self._log_tail()
         lines = meaningful_lines(log, SHOWN_LINES)
         shown = "".join(f"\n  {self._redact(line)[:_LINE_LENGTH]}" for line in lines)
-        memory = "the system killed it, most likely for want of memory" if killed else None
+        # An engine that names an error may have killed itself for it.
+        memory = "the system killed it, most likely for want of memory" if killed and not tells_error(log) else None
         hints = [self._explain(log), memory, f"the whole log: {self.log_path}"]
         return EngineError(message + shown, "; ".join(hint for hint in hints if hint))
 
