@@ -23,7 +23,7 @@ from evalswap.errors import StoreError
 from evalswap.records import Failure, Prompt, Response
 
 FILE_NAME = "responses.sqlite"
-PAGE = 512  # rows read at once
+PAGE, FIRST_PAGE = 512, 8  # rows read at once
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (
     key TEXT PRIMARY KEY, source TEXT NOT NULL, text TEXT NOT NULL, token_ids BLOB,
@@ -196,14 +196,17 @@ class Store:
     def answers(self, run: str, job: str, after: int = -1) -> Iterator[Answered]:
         """Yield a job's recorded rows in order, those after a row, each with its answer if there is one.
 
-        They are read page by page, so the store may be written meanwhile.
+        They are read page by page, so the store may be written meanwhile; the first pages are small, for whoever
+        looks often and stops at once.
         """
         columns = ",".join(f"r.{name}" for name in RESPONSE_COLUMNS)
         query = f"""SELECT i.row, i.gold, i.turns, i.prompt_ids, f.row, {columns} FROM items i
                     LEFT JOIN responses r ON r.key = i.key
                     LEFT JOIN failures f ON f.run = i.run AND f.job = i.job AND f.row = i.row
-                    WHERE i.run = ? AND i.job = ? AND i.row > ? ORDER BY i.row LIMIT {PAGE}"""
-        while page := self._rows(query, (run, job, after)):
+                    WHERE i.run = ? AND i.job = ? AND i.row > ? ORDER BY i.row LIMIT ?"""
+        size = FIRST_PAGE
+        while page := self._rows(query, (run, job, after, size)):
+            size = min(4 * size, PAGE)
             for row, gold, turns, ids, failed, *rest in page:
                 response = _response(rest) if rest[0] is not None else None
                 yield Answered(row, json.loads(gold), json.loads(turns), ids, response, failed is not None)
