@@ -9,8 +9,10 @@ cold    the whole command `evalswap run -a ENGINE`, from process start to exit: 
 warm    the same beside an engine that `evalswap serve` keeps: whole command, and its inference
 raw     a bare client that posts ready-made requests to that same server, with several numbers in flight
 
-No pass repeats another's prompts, so no prefix cache and no store helps. Engines may be given again later: results
-are kept in one file each, and the report reads what is there. Flags of an engine: --engine-args, as for evalswap.
+Raw and warm take turns, now the one first and now the other (--repeat), so that a machine that slows down as it grows
+hot favours neither; means are shown. No pass repeats another's prompts, so no prefix cache and no store helps. Engines
+may be given again later: results are kept in one file each, and the report reads what is there. Flags of an engine:
+--engine-args, as for evalswap.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--engine-args", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--limit", type=int, help="questions (default: all)")
     parser.add_argument("--windows", nargs="+", type=int, default=[512, 1400], help="requests in flight, raw")
+    parser.add_argument("--repeat", type=int, default=2, help="raw and warm passes with each number in flight")
     parser.add_argument("--passes", nargs="+", default=["cold", "warm"], choices=["cold", "warm"])
     parser.add_argument("--hf-batches", type=int, default=4, help="batches of 8 to measure; the rest is extrapolated")
     parser.add_argument("--report", type=Path, metavar="RESULTS", help="print the tables of a results folder")
@@ -72,7 +76,7 @@ def main() -> None:
             result = hf(arguments.model, questions, arguments.hf_batches)
         else:
             bench = Bench(engine, arguments.model, questions, arguments.engine_args, arguments.out / "logs" / label)
-            result = bench.run(arguments.passes, arguments.windows)
+            result = bench.run(arguments.passes, arguments.windows, arguments.repeat)
         result |= {"label": label, "machine": machine()}
         (arguments.out / f"{label}.json").write_text(json.dumps(result, indent=1))
         print(json.dumps({key: value for key, value in result.items() if key != "machine"}), flush=True)
@@ -92,7 +96,7 @@ class Bench:
         self.logs = logs.resolve()  # of the engine, for who wants to know where its start's time went
         logs.mkdir(parents=True, exist_ok=True)
 
-    def run(self, passes: Sequence[str], windows: Sequence[int]) -> dict[str, Any]:
+    def run(self, passes: Sequence[str], windows: Sequence[int], repeat: int) -> dict[str, Any]:
         result: dict[str, Any] = {
             "engine": self.name,
             "version": find_interpreter(self.name, self.engine.distributions).version,
@@ -107,10 +111,15 @@ class Bench:
             with self.served() as (address, seconds):
                 result["serve_start"] = seconds
                 self.raw(address, "first", windows[-1], limit=WARM_UP)
-                result["raw"], result["warm"] = {}, []
-                for window in windows:
-                    result["raw"][window] = self.raw(address, f"raw{window}", window)
-                    result["warm"].append(self.evalswap(f"warm{window}"))
+                result["raw"], result["warm"] = {window: [] for window in windows}, []
+                for turn in range(repeat):
+                    for window in windows:
+                        for kind in ("raw", "warm") if turn % 2 == 0 else ("warm", "raw"):
+                            tag = f"{kind}{window}-{turn}"
+                            if kind == "raw":
+                                result["raw"][window].append(self.raw(address, tag, window))
+                            else:
+                                result["warm"].append(self.evalswap(tag))
         return result
 
     def evalswap(self, tag: str, *flags: str) -> dict[str, Any]:
@@ -257,7 +266,7 @@ def report(folder: Path) -> str:
     ]
     for result in engines:
         window, raw = best_raw(result)
-        mine = min(run["infer"] for run in result["warm"])
+        mine = statistics.mean(run["infer"] for run in result["warm"])
         speedup = f"{base['infer'] / mine:.0f}x" if base else "-"
         lines.append(
             f"| {name(result)} | {raw:.1f} ({window}) | {mine:.1f} | {mine / raw:.3f} "
@@ -275,16 +284,21 @@ def report(folder: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for result in results.values():
-        cold, warm = result.get("cold", {}), min(result.get("warm", []), key=lambda run: run["whole"], default={})
-        cells = [cold.get("whole"), cold.get("start"), cold.get("infer"), warm.get("whole"), warm.get("infer")]
+        cold, warm = result.get("cold", {}), result.get("warm", [])
+        cells = [cold.get("whole"), cold.get("start"), cold.get("infer"), mean(warm, "whole"), mean(warm, "infer")]
         lines.append(f"| {name(result)} | " + " | ".join("-" if c is None else f"{c:.1f}" for c in cells) + " |")
     return "\n".join(lines)
 
 
 def best_raw(result: Mapping[str, Any]) -> tuple[str, float]:
     """Return the number in flight that was fastest without evalswap, and its seconds."""
-    window = min(result["raw"], key=result["raw"].__getitem__)
-    return window, result["raw"][window]
+    means = {window: statistics.mean(seconds) for window, seconds in result["raw"].items()}
+    window = min(means, key=means.__getitem__)
+    return window, means[window]
+
+
+def mean(runs: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return statistics.mean(run[name] for run in runs) if runs else None
 
 
 def name(result: Mapping[str, Any]) -> str:

@@ -78,6 +78,7 @@ class Sglang(ManagedEngine):
     distributions: ClassVar[tuple[str, ...]] = ("sglang",)
     health_path: ClassVar[str] = "/health_generate"  # answers once a token was generated
     load_path: ClassVar[str] = "/v1/loads?include=core"
+    stop_grace: ClassVar[float] = 1.0  # told to stop, it sleeps for five seconds first
     flag_names: ClassVar[Mapping[str, str]] = {
         "dtype": "--dtype",
         "peft_path": f"--enable-lora --lora-paths {SERVED_NAME}=",

@@ -114,6 +114,7 @@ class PreparedEngine:
             health_path=self.engine.health_path,
             env=self.engine.environment(self.launch),
             start_deadline=self.engine.start_deadline,
+            stop_grace=self.engine.stop_grace,
             redact=redact,
             host=host,
             port=port,
