@@ -27,7 +27,7 @@ from evalswap.engines.base import (
     SamplingTable,
 )
 from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
-from evalswap.engines.start_modes import graph_sizes, mode_of, take_start_mode
+from evalswap.engines.start_modes import graph_sizes, start_mode
 from evalswap.errors import ConversionError
 from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, FinishReason, Request, Sampling
@@ -152,7 +152,8 @@ class Sglang(ManagedEngine):
             "host": LOOPBACK,
             "port": port,
         }
-        mode = take_start_mode(launch, asked, SETS_MODE_ITSELF)
+        mode = self.start_mode(launch)
+        asked.pop("start_mode", None)
         if launch.device == "cpu":
             room = max(CPU_KV_TOKENS, 2 * launch.context_len)
             own |= {"device": "cpu", **CPU_FLAGS, "max_total_tokens": room}
@@ -185,7 +186,7 @@ class Sglang(ManagedEngine):
         return read_generated(answer, request, self.name)
 
     def start_mode(self, launch: Launch) -> str | None:
-        return mode_of(launch, given(launch.engine_args), SETS_MODE_ITSELF)
+        return start_mode(launch, SETS_MODE_ITSELF)
 
     def window(self, launch: Launch) -> int:
         most = WINDOW_CPU if launch.device == "cpu" else WINDOW_GPU * max(1, launch.num_gpus, _replicas(launch))

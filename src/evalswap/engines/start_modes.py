@@ -6,10 +6,10 @@ five seconds and win 30 µs a token; compiling costs 20 s more and wins less tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection
 
 from evalswap.engines.base import Launch
+from evalswap.engines.flags import given
 from evalswap.errors import ConversionError, did_you_mean
 
 START_MODES = ("eager", "graphs", "full")  # from the least to the most
@@ -20,38 +20,26 @@ GRAPHS_TOKENS = 20_000_000
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 
 
-def start_mode(launch: Launch, asked: object = None) -> str:
-    """Return the start mode that was asked for, or that which the work is worth.
+def start_mode(launch: Launch, own_flags: Collection[str] = ()) -> str | None:
+    """Return the start mode that is asked for (``--engine-args start_mode=…``), or that which the work is worth.
 
-    A server without end is made ready fully. Raises ConversionError for a mode that does not exist.
+    None if neither, but one of ``own_flags`` is given: who names those knows what he wants. A server without end is
+    made ready fully. Raises ConversionError for a mode that does not exist.
     """
+    arguments = given(launch.engine_args)
+    asked = arguments.get("start_mode")
     if asked is not None:
         if asked not in START_MODES:
-            near = did_you_mean(str(asked), START_MODES)
-            hint = near or f"there are: {', '.join(START_MODES)}"
+            hint = did_you_mean(str(asked), START_MODES) or f"there are: {', '.join(START_MODES)}"
             raise ConversionError(f"--engine-args start_mode={asked}: unknown", hint)
         return str(asked)
+    if any(name in arguments for name in own_flags):
+        return None
     if launch.device == "cpu":
         return "eager"  # to compile takes minutes there
     if launch.answer_tokens is None or launch.answer_tokens > GRAPHS_TOKENS:
         return "full"
     return "eager" if launch.answer_tokens <= EAGER_TOKENS else "graphs"
-
-
-def take_start_mode(launch: Launch, asked: dict[str, Any], own_flags: tuple[str, ...]) -> str | None:
-    """Take ``start_mode`` out of an engine's arguments, and return the mode.
-
-    None if there is none but one of ``own_flags`` is: who names those knows what he wants.
-    """
-    mode = asked.pop("start_mode", None)
-    if mode is None and any(name in asked for name in own_flags):
-        return None
-    return start_mode(launch, mode)
-
-
-def mode_of(launch: Launch, arguments: Mapping[str, Any], own_flags: tuple[str, ...]) -> str | None:
-    """Return what :func:`take_start_mode` would, taking nothing."""
-    return take_start_mode(launch, dict(arguments), own_flags)
 
 
 def graph_sizes(window: int) -> list[int]:

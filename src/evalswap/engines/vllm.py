@@ -28,7 +28,7 @@ from evalswap.engines.base import (
 )
 from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
 from evalswap.engines.prometheus import read_load
-from evalswap.engines.start_modes import graph_sizes, mode_of, take_start_mode
+from evalswap.engines.start_modes import graph_sizes, start_mode
 from evalswap.errors import ConversionError
 from evalswap.records import Completion, FinishReason, Request
 
@@ -118,7 +118,8 @@ class Vllm(ManagedEngine):
             stages = number(asked, "pipeline_parallel_size", "pp", default=1)
             own["tensor_parallel_size"] = tensor_parallel(launch, _replicas(launch), stages)
             start = ["vllm.entrypoints.cli.main", "serve", str(launch.model)]
-        mode = take_start_mode(launch, asked, SETS_MODE_ITSELF)
+        mode = self.start_mode(launch)
+        asked.pop("start_mode", None)
         if mode is not None:
             own |= _mode_flags(mode, self.window(launch))
         return [str(python), "-m", *start, *flags(own | asked)]
@@ -159,7 +160,7 @@ class Vllm(ManagedEngine):
         return read_completion(answer, self.name, request)
 
     def start_mode(self, launch: Launch) -> str | None:
-        return mode_of(launch, given(launch.engine_args), SETS_MODE_ITSELF)
+        return start_mode(launch, SETS_MODE_ITSELF)
 
     def window(self, launch: Launch) -> int:
         cpu = launch.device == "cpu"
