@@ -13,6 +13,7 @@ import pytest
 from evalswap.benchmarks.registry import Rows
 from evalswap.content_keys import ContentKeys
 from evalswap.inference.pending import Job, PendingRequests
+from evalswap.inference.rounds import Rounds
 from evalswap.prompting.requests import Prepared
 from evalswap.records import Failure, Prompt, Request, Response, Sampling
 from evalswap.store import Store
@@ -140,3 +141,17 @@ def test_more_can_be_read_ahead_while_an_engine_starts(seconds: float, store: St
         return [request.row for request in await all_of(bench.pending)]
 
     assert asyncio.run(start_and_ask()) == list(range(10 * CHUNK))
+
+
+def test_what_was_all_read_ahead_is_still_asked(store: Store) -> None:
+    bench = Bench(store, rows(*map(str, range(3 * CHUNK))))
+
+    async def start_and_ask() -> list[int]:
+        await bench.pending.read_ahead(1000)
+        assert bench.pending.exhausted and bench.pending.left
+        now = Rounds(bench.pending).next()
+        assert now is not None
+        return [request.row async for request in now.requests()]
+
+    assert asyncio.run(start_and_ask()) == list(range(3 * CHUNK))
+    assert not bench.pending.left

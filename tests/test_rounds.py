@@ -25,17 +25,17 @@ class Pending:
         prompt, sampling = Prompt((), None, (1,)), Sampling(max_new_tokens=1)
         requests = [Request(f"k{row}", "job", row, prompt, sampling) for row in range(count)]
         self.open = {request.key: Open(request, []) for request in requests}
-        self.exhausted = False
-        self._left = iter(requests)
+        self.left = True
+        self._requests = iter(requests)
 
     def __aiter__(self) -> AsyncIterator[Request]:
         return self
 
     async def __anext__(self) -> Request:
-        for request in self._left:
+        for request in self._requests:
             self.open[request.key].taken = True
             return request
-        self.exhausted = True
+        self.left = False
         raise StopAsyncIteration
 
 

@@ -85,6 +85,11 @@ class PendingRequests:
         self.open[request.key].taken = True
         return request
 
+    @property
+    def left(self) -> bool:
+        """Whether there may be more to take."""
+        return bool(self._ready) or not self.exhausted
+
     async def any(self) -> bool:
         """Whether there is another request; returns as soon as that is known."""
         await self.read_ahead(1)

@@ -46,7 +46,7 @@ class Rounds:
     def next(self) -> Round | None:
         """Return the next round, the least suspicious first; None if nothing is left."""
         now, again = time.perf_counter(), self._taken()
-        if not self._pending.exhausted:
+        if self._pending.left:
             return Round([entry for entry in again if entry.crashes == 0], self._pending, None, now)
         if not again:
             return None
