@@ -285,6 +285,15 @@ def test_no_engine_looks_into_the_network(name: str, model: Path) -> None:
     assert "1" in (env.get("HF_HUB_OFFLINE"), env.get("LLAMA_ARG_OFFLINE"))
 
 
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_float32_on_a_gpu_has_no_tf32_in_it(name: str, model: Path) -> None:
+    tf32 = {"NVIDIA_TF32_OVERRIDE": "0", "TRITON_F32_DEFAULT": "ieee"}
+    engine = managed_engine(name)
+    assert tf32.items() <= engine.environment(launch(model, dtype="float32")).items()
+    assert not tf32.keys() & engine.environment(launch(model)).keys()
+    assert not tf32.keys() & engine.environment(launch(model, "cpu", dtype="float32")).keys()
+
+
 # ---- adapters
 
 

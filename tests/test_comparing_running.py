@@ -1,0 +1,56 @@
+"""How a comparison runs a side again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from evalswap.comparing.outputs import Side
+from evalswap.comparing.pairing import Pairing
+from evalswap.comparing.running import Rerunner
+from evalswap.errors import EvalswapError
+from evalswap.plan import ModelPlan
+
+CONFIG = """
+models = [dict(type='HuggingFacewithChatTemplate', abbr='tiny', path='some/model', max_seq_len=512,
+               model_kwargs=dict(torch_dtype='bfloat16'))]
+datasets = [dict(type='GSM8KDataset', abbr='demo', path='evalswap/demo',
+                 reader_cfg=dict(input_columns=['question'], output_column='answer'),
+                 infer_cfg=dict(prompt_template=dict(template=dict(round=[dict(role='HUMAN', prompt='{question}')])),
+                                inferencer=dict(max_out_len=24)),
+                 eval_cfg=dict(evaluator=dict(type='Gsm8kEvaluator')))]
+"""
+
+
+def side(folder: Path, engine: str, **facts: Any) -> Side:
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "20260101_000000.py").write_text(CONFIG)
+    record = {"engine": {"name": engine}, "facts": {"dtype": "bfloat16", **facts}}
+    return Side(
+        folder, f"tiny-{'hf' if engine == 'transformers' else engine}", "demo", "accuracy", 50.0, {}, record=record
+    )
+
+
+def test_a_float32_sample_leaves_the_choice_of_kernels_to_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ModelPlan] = []
+
+    def run(self: Rerunner, experiment: Any, plans: Sequence[ModelPlan], *rest: Any) -> list[Side]:
+        asked.extend(plans)
+        raise EvalswapError("not here")
+
+    monkeypatch.setattr(Rerunner, "run", run)
+    args = {"attention-backend": "FLASH_ATTN", "max_num_seqs": 7}
+    of_itself = Pairing(side(tmp_path, "vllm", engine_args=args))
+    of_itself.others.append(of_itself.reference)
+    (sample,) = Rerunner(Console(file=io.StringIO()), 0.0).samples(of_itself, 4).values()
+    assert sample == "not here"
+    (plan,) = asked
+    assert plan.launch is not None
+    assert (plan.launch.dtype, dict(plan.launch.engine_args)) == ("float32", {"max_num_seqs": 7})
