@@ -20,8 +20,9 @@ demo: setup engines model
 	$(BIN)/python run.py config/eval_demo.py -w outputs/demo
 	@echo; echo "== 2/3  the same evaluation on vLLM: one flag"
 	$(BIN)/python run.py config/eval_demo.py -a vllm -w outputs/demo
-	@echo; echo "== 3/3  is it still the same score?"
-	$(BIN)/evalswap compare $$(ls -d outputs/demo/2* | tail -n 2)
+	@echo; echo "== 3/3  is it still the same score? (64 questions can tell to within 5 points)"
+	$(BIN)/evalswap compare $$(ls -d outputs/demo/2* | tail -n 2) --margin 5 -o outputs/demo/compare
+	@echo; echo "The same with charts, on one page for a browser: outputs/demo/compare/report.html"
 
 test: setup engines model test-engines
 	@echo; echo "== 1/2  the fast tests"

