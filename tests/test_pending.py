@@ -143,6 +143,12 @@ def test_more_can_be_read_ahead_while_an_engine_starts(seconds: float, store: St
     assert asyncio.run(start_and_ask()) == list(range(10 * CHUNK))
 
 
+def test_long_prompts_are_not_read_ahead_without_end(store: Store) -> None:
+    bench = Bench(store, rows(*(f"{i} " + "long " * 4000 for i in range(10 * CHUNK))))  # some 5,000 tokens each
+    asyncio.run(bench.pending.read_ahead(1000, tokens=25 * 5000))
+    assert bench.makers[0].chunks <= 4  # three, and the next is being made
+
+
 def test_what_was_all_read_ahead_is_still_asked(store: Store) -> None:
     bench = Bench(store, rows(*map(str, range(3 * CHUNK))))
 

@@ -11,7 +11,7 @@ from evalswap.inference.asking import LOOK_AHEAD, Asker
 from evalswap.inference.client import HttpClient
 from evalswap.inference.endpoints import Endpoint
 from evalswap.inference.engine_times import engine_times
-from evalswap.inference.feed import expected_cost
+from evalswap.inference.feed import MOST_TOKENS, expected_cost
 from evalswap.inference.model_run import ModelRun
 from evalswap.inference.pending import PendingRequests
 from evalswap.inference.rounds import Round, Rounds
@@ -80,7 +80,7 @@ class ManagedRun(ModelRun):
     ) -> HttpClient:
         """Wait for the engine, and render prompts as long as that takes."""
         up = asyncio.create_task(self._up(supervisor, prepared))
-        ahead = asyncio.create_task(pending.read_ahead(LOOK_AHEAD))
+        ahead = asyncio.create_task(pending.read_ahead(LOOK_AHEAD, MOST_TOKENS))
         try:
             await asyncio.wait({up, ahead}, return_when=asyncio.FIRST_COMPLETED)
             if ahead.done():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from evalswap.benchmarks.registry import Rows
 from evalswap.config.specs import DatasetSpec
 from evalswap.content_keys import ContentKeys
+from evalswap.inference.feed import prompt_tokens
 from evalswap.prompting.requests import Prepared, RequestMaker
 from evalswap.records import Failure, Request, Response, Sampling
 from evalswap.scoring.behind import JobScoring
@@ -95,10 +96,13 @@ class PendingRequests:
         await self.read_ahead(1)
         return bool(self._ready)
 
-    async def read_ahead(self, most: int) -> None:
-        """Have so many requests ready, or all that are left; may be cancelled. Raises as taking them does."""
+    async def read_ahead(self, most: int, tokens: float = math.inf) -> None:
+        """Have so many requests ready, or prompts of so many ``tokens``, or all that are left; may be cancelled.
+
+        Raises as taking them does.
+        """
         async with self._lock:
-            while len(self._ready) < most and not self.exhausted:
+            while len(self._ready) < most and not self.exhausted and sum(map(prompt_tokens, self._ready)) < tokens:
                 # Shielded: who waits here may be cancelled, and nothing that was read may be lost.
                 chunk = await asyncio.shield(self._reading or self._read_on())
                 if chunk is None:
