@@ -20,8 +20,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = Parser(
         prog="evalswap",
-        description="Swap the engine, keep the score: run an LLM evaluation on transformers, vLLM or any "
-        "OpenAI-compatible server, with the same prompts, the same stops and the same score.",
+        description="Swap the engine, keep the score: run an LLM evaluation on transformers, vLLM, SGLang, LMDeploy, "
+        "llama.cpp or any OpenAI-compatible server, with the same prompts, the same stops and the same score.",
     )
     parser.add_argument("--version", action="version", version=f"evalswap {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)

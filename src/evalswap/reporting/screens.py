@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 # The names of timings, and what a person reads.
+SHORTEST_TIME = 0.05  # seconds
 WALL_TIMES = {
     "load": "load",
     "wait": "engine start",
@@ -105,17 +106,19 @@ def show_unanswered(console: Console, job: str, unanswered: int, failures: Seque
 
 
 def show_times(console: Console, model: str, outcome: Outcome) -> None:
-    """Print in one line where a model's time went."""
+    """Print in one line where a model's time went; what would be shown as 0.0 s is left out."""
     times = {name: value for name, value in outcome.timings.items() if value is not None}
     if not times:
         return
     asked = outcome.tally.answered
-    wall = [f"{text} {clock(times[name])}" for name, text in WALL_TIMES.items() if name in times]
-    behind = [f"{text} {clock(times[name])}" for name, text in BEHIND.items() if name in times]
+    shown = {name: clock(value) for name, value in times.items() if value >= SHORTEST_TIME or name in ("load", "total")}
+    wall = [f"{text} {shown[name]}" for name, text in WALL_TIMES.items() if name in shown]
+    behind = [f"{text} {shown[name]}" for name, text in BEHIND.items() if name in shown]
     parts = [", ".join(wall), f"behind it {', '.join(behind)}" if behind else ""]
     if asked and times.get("infer"):
         parts.append(f"client idle {100 * times['client_idle'] / times['infer']:.0f}%")
-        request = [f"{text} {times[name] / asked:.2f} s" for name, text in REQUEST_TIMES.items() if times.get(name)]
+        each = {name: times[name] / asked for name in REQUEST_TIMES if name in times}
+        request = [f"{REQUEST_TIMES[name]} {value:.2f} s" for name, value in each.items() if value >= 0.005]
         parts.append(f"a request on average: {', '.join(request)}")
     line = "; ".join(filter(None, parts))
     console.print(f"time of {model}: {line}", highlight=False, markup=False, soft_wrap=True)
