@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import toy_engine
 from fake_openai import FakeServer, error, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_gguf import gguf
 
 from evalswap.checking.architectures import Packages, architecture_support, packages_of
 from evalswap.checking.memory import GIB, gpu_memory, machine_memory, memory_need, weights_size
@@ -200,6 +202,84 @@ def test_a_warm_server_is_named(home: Path, demo_model: Path, capsys: pytest.Cap
         assert not of(model, "memory")  # it has its memory
     finally:
         assert main(["serve", "--stop", "all"]) == 0
+
+
+# -- GGUF files, for llama.cpp ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gguf_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a GGUF and nothing else, and a program that says of itself what a llama-server says."""
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\necho 'version: 6789 (0123456)' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("EVALSWAP_LLAMACPP_SERVER", str(program))
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "m-f16.gguf").write_bytes(gguf({"general.architecture": "llama", "general.file_type": 1}))
+    return folder
+
+
+def test_a_gguf_file_says_what_it_is(gguf_folder: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = gguf_folder / "m-f16.gguf"
+    words = ["--datasets", "demo", "-a", "llamacpp"]
+    code, model = check(capsys, "--hf-path", file, "--tokenizer-path", demo_model, *words)
+    assert code == 0
+    assert of(model, "model") == [("good", f"{file} (llama (GGUF), float16)")]
+    assert model["figures"]["architecture"]["names"] == ["llama (GGUF)"]
+    assert model["figures"]["memory"]["weights"] == file.stat().st_size
+    # A config.json and a tokenizer beside it are used, and the weights are still the file's.
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (gguf_folder / name).symlink_to(demo_model / name)
+    code, model = check(capsys, "--hf-path", file, *words)
+    assert code == 0
+    assert of(model, "model") == [("good", f"{file} (llama (GGUF), float16)")]
+    assert of(model, "prompts")[0][0] == "good"
+
+
+def test_a_gguf_without_a_tokenizer(gguf_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, model = check(capsys, "--hf-path", gguf_folder / "m-f16.gguf", "--datasets", "demo", "-a", "llamacpp")
+    assert code == 1
+    told = f"no tokenizer in {gguf_folder}; the one inside a GGUF is not read"
+    assert [finding["text"] for finding in model["findings"] if finding["level"] == "problem"] == [told]
+    assert "--tokenizer-path" in hints(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "hint"),
+    [
+        ("m-f32.gguf", "no such GGUF file: {folder}/m-f32.gguf", "did you mean 'm-f16.gguf'?"),
+        ("broken.gguf", "{folder}/broken.gguf: not a whole GGUF file", "get it again"),
+        (
+            "big-00001-of-00003.gguf",
+            "of its 3 parts 2 are not beside it",
+            "get big-00002-of-00003.gguf, big-00003-of-00003.gguf",
+        ),
+        ("", "{folder}: which of big-00001-of-00003.gguf, broken.gguf, m-f16.gguf?", "--engine-args model="),
+    ],
+)
+def test_a_gguf_that_cannot_be_loaded_is_said_once(
+    name: str, told: str, hint: str, gguf_folder: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gguf_folder / "broken.gguf").write_bytes(b"GGUF")
+    (gguf_folder / "big-00001-of-00003.gguf").write_bytes(b"GGUF")
+    words = ["--tokenizer-path", demo_model, "--datasets", "demo", "-a", "llamacpp"]
+    code, model = check(capsys, "--hf-path", gguf_folder / name, *words)
+    assert code == 1
+    (problem,) = (finding for finding in model["findings"] if finding["level"] == "problem")
+    assert problem["about"] == "model"
+    assert told.format(folder=gguf_folder) in problem["text"]
+    assert hint in problem["hint"]
+    assert of(model, "prompts")[0][0] == "good"  # what can be known without it is known
+
+
+def test_a_folder_without_a_gguf(gguf_folder: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, model = check(capsys, "--hf-path", demo_model, "--datasets", "demo", "-a", "llamacpp")
+    assert code == 1
+    assert of(model, "model") == [
+        ("problem", f"{demo_model.resolve()}: no .gguf file, and llama.cpp reads nothing else")
+    ]
+    assert not of(model, "start")
 
 
 # -- servers that somebody else runs ---------------------------------------------------------------------------
@@ -413,6 +493,17 @@ def test_llama_cpp_loads_one_file_as_it_is(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m", [("BF16", 1000)])
     (model.folder / "m.Q4.gguf").write_bytes(b"x" * 123)
     assert need(model, "llamacpp", dtype="float32").weights == 123
+    for part in (1, 2):
+        (model.folder / f"m-0000{part}-of-00002.gguf").write_bytes(b"x" * 1000)
+    first_of_two = replace(launch(model.folder), engine_args={"model": "m-00001-of-00002.gguf"})
+    assert memory_need(managed_engine("llamacpp"), first_of_two, model).weights == 2000
+
+
+def test_the_cache_of_llama_cpp_is_of_a_dtype_of_its_own(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", **LLAMA_8B)
+    (model.folder / "m.gguf").write_bytes(b"x")
+    for dtype, asked, kib in (("float32", {}, 256), ("auto", {}, 128), ("float32", {"cache_type_k": "q8_0"}, 64)):
+        assert need(model, "llamacpp", dtype=dtype, **asked).cache_per_token == kib * 1024
 
 
 def test_the_cache_of_known_models(tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ LLAMA = {
     "general.architecture": "llama",
     "general.file_type": 0,
     "llama.context_length": 8192,
+    "llama.block_count": 30,
+    "llama.embedding_length": 576,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": [3, 3, 1],
     "llama.rope.freq_base": 10000.0,
     "tokenizer.ggml.add_bos_token": False,
     "tokenizer.ggml.tokens": ["<unk>", "é", "</s>"],
@@ -62,6 +66,10 @@ def test_what_a_model_says_of_itself(version: int, tmp_path: Path) -> None:
     assert read(tmp_path, gguf(LLAMA, version)) == {
         "architectures": ["llama (GGUF)"],
         "max_position_embeddings": 8192,
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
         "eos_token_id": [2, 32],
         "dtype": "float32",
     }
@@ -83,6 +91,9 @@ def test_what_it_does_not_say_is_not_there(tmp_path: Path) -> None:
         (gguf(LLAMA)[:40], "cut off"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 60), "cut off"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<I", 77), "unknown type 77"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 8, 1 << 60), "cut off"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQQ", 9, 8, 1, 1 << 63), "cut off"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQQ", 9, 8, 1, 9), "cut off"),
     ],
 )
 def test_what_is_no_whole_gguf_file(content: bytes, reason: str, tmp_path: Path) -> None:

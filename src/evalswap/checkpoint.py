@@ -90,15 +90,20 @@ class Checkpoint:
         return nested.get(key) if isinstance(nested, Mapping) else None
 
 
-def find_checkpoint(path: str, revision: str | None = None, *, gguf: bool = False) -> Checkpoint:
+def find_checkpoint(
+    path: str, revision: str | None = None, *, gguf: bool = False, gguf_name: str | None = None
+) -> Checkpoint:
     """Return a model's files, from a folder or from the HuggingFace hub (and its local cache).
 
-    With ``gguf`` a folder need not have a config.json: the GGUF file in it says what the model is.
+    With ``gguf`` a folder need not have a config.json: the GGUF file in it says what the model is, of several the
+    one that ``gguf_name`` names.
 
     Raises ModelFilesError when they can be had from neither.
     """
     folder = find_folder(path, revision)
     files = sorted(folder.glob("*.gguf")) if gguf else []
+    if gguf and gguf_name and (named := folder / Path(gguf_name).expanduser()).is_file():
+        files = [named]
     if files and not (folder / "config.json").is_file():
         return Checkpoint(folder, path, gguf_config(files[0]), generation_config={})
     if not (folder / "config.json").is_file():

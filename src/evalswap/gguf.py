@@ -17,11 +17,20 @@ VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 END_TOKENS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+# The words of a config.json → a GGUF's, behind the architecture's name.
+SHAPE = {
+    "max_position_embeddings": "context_length",
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+}
 DTYPES = {0: "float32", 1: "float16", 32: "bfloat16"}  # general.file_type → the dtype of weights that are not quantised
 
 
 def gguf_config(file: Path) -> dict[str, Any]:
-    """Return architecture, context length, end tokens and, where it is none of GGUF's own, dtype.
+    """Return architecture, context length and shape, end tokens and, where it is none of GGUF's own, dtype.
 
     Raises ModelFilesError for a file that is no GGUF of a known version, or is cut off.
     """
@@ -33,11 +42,16 @@ def gguf_config(file: Path) -> dict[str, Any]:
     kind = str(said.get("general.architecture", "unknown"))
     config = {
         "architectures": [f"{kind} (GGUF)"],
-        "max_position_embeddings": said.get(f"{kind}.context_length"),
+        **{word: _largest(said.get(f"{kind}.{name}")) for word, name in SHAPE.items()},
         "eos_token_id": list(dict.fromkeys(said[name] for name in END_TOKENS if name in said)) or None,
         "dtype": DTYPES.get(said.get("general.file_type", -1)),
     }
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _largest(value: Any) -> Any:
+    """Return a value, of one for each layer the largest."""
+    return max(value, default=None) if isinstance(value, list) else value
 
 
 def _metadata(stream: BinaryIO) -> dict[str, Any]:
@@ -65,9 +79,25 @@ def _value(stream: BinaryIO, kind: int) -> Any:
     of, length = _unpack(stream, "IQ")
     if of in NUMBERS:
         return list(_unpack(stream, f"{length}{NUMBERS[of]}"))
-    for _ in range(length):
-        _value(stream, of)
+    if of == STRING:
+        _pass_over_texts(stream, length)
+    else:
+        for _ in range(length):
+            _value(stream, of)
     return None
+
+
+def _pass_over_texts(stream: BinaryIO, count: int) -> None:
+    """Go to the end of so many texts: a vocabulary has a hundred thousand, and not one is kept."""
+    end = os.fstat(stream.fileno()).st_size
+    for _ in range(count):
+        head = stream.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > end:
+            raise ValueError("it is cut off")
+        stream.seek(length, os.SEEK_CUR)
+    if stream.tell() > end:
+        raise ValueError("it is cut off")
 
 
 def _string(stream: BinaryIO) -> str:

@@ -46,7 +46,8 @@ def judge_memory(check: ModelCheck, prepared: PreparedEngine, gpus: Memory | Non
         check.problem("memory", f"{prepared.checkpoint.folder}: no weights in it", "copy the whole model folder")
         return
     if need.one_sequence is None:
-        check.note("memory", f"weights {_gib(need.weights)}; config.json does not tell how large the cache gets")
+        source = "the GGUF" if prepared.engine.name == "llamacpp" else "config.json"
+        check.note("memory", f"weights {_gib(need.weights)}; {source} does not tell how large the cache gets")
     if launch.device == "cpu":
         _judge_ram(check, prepared, need, space, there)
     else:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evalswap.checking.model_files import gguf_parts
 from evalswap.checkpoint import Checkpoint
 from evalswap.engines.base import Launch, ManagedEngine
 from evalswap.engines.flags import given
@@ -68,7 +69,7 @@ def memory_need(engine: ManagedEngine, launch: Launch, checkpoint: Checkpoint) -
     Raises ModelFilesError where llama.cpp has no file to load.
     """
     size = _LOADED.get(launch.dtype) or _LOADED.get(checkpoint.dtype or "")
-    cache_size = 1 if "8" in str(given(launch.engine_args).get("kv_cache_dtype", "")) else size
+    cache_size = _cache_element(engine, launch, size)
     layers = _layers(_text_config(checkpoint.config))
     per_token = one = None
     if layers is not None and cache_size:
@@ -77,10 +78,20 @@ def memory_need(engine: ManagedEngine, launch: Launch, checkpoint: Checkpoint) -
     # transformers makes batches; the others take as many as they say.
     in_flight = launch.batch_size if engine.name == "transformers" else engine.window(launch)
     if engine.name == "llamacpp":
-        weights: int | None = weights_file(launch).stat().st_size  # one file, loaded as it is stored
+        parts = gguf_parts(weights_file(launch))
+        weights: int | None = sum(part.stat().st_size for part in parts)  # loaded as they are stored
     else:
         weights = weights_size(checkpoint, size)
     return MemoryNeed(weights, per_token, one, in_flight, launch.context_len)
+
+
+def _cache_element(engine: ManagedEngine, launch: Launch, weights: int | None) -> int | None:
+    """Return the bytes of a number in the cache: those of the weights, unless the engine or its flags differ."""
+    asked = given(launch.engine_args)
+    if engine.name == "llamacpp":  # whatever the weights are; four-bit types are counted as eight bits
+        kind = asked.get("cache_type_k", "f32" if launch.dtype == "float32" else "f16")
+        return _FLOATS.get(str(kind).upper(), 1)
+    return 1 if "8" in str(asked.get("kv_cache_dtype", "")) else weights
 
 
 def weights_size(checkpoint: Checkpoint, loaded: int | None) -> int | None:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalswap.benchmarks.loading import load_rows
@@ -19,20 +20,21 @@ from evalswap.checking.architectures import architecture_support, packages_of
 from evalswap.checking.findings import ModelCheck
 from evalswap.checking.judging import judge_memory, say_prompts
 from evalswap.checking.memory import Memory, gpu_memory
+from evalswap.checking.model_files import find_model, lacks_tokenizer
 from evalswap.checking.prompts import sample_prompts
-from evalswap.checkpoint import Checkpoint, find_checkpoint, looks_like_path
+from evalswap.checkpoint import Checkpoint, find_checkpoint
 from evalswap.config.experiment import Experiment
 from evalswap.config.specs import DatasetSpec
-from evalswap.engines.base import Emulated, Engine
+from evalswap.engines.base import Emulated, Engine, ManagedEngine
 from evalswap.engines.openai import OpenAICompatible
 from evalswap.engines.registry import managed_engine
-from evalswap.errors import EvalswapError, ModelFilesError
+from evalswap.errors import EvalswapError
 from evalswap.plan import LaunchPlan, ModelPlan
 from evalswap.prompting.sampling import resolve_sampling
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import Sampling
 from evalswap.scoring.scorer import Scorer
-from evalswap.serving.environments import find_engine
+from evalswap.serving.environments import Interpreter, find_engine
 from evalswap.serving.launching import PreparedEngine, Workload, context_len_of, resolve_launch
 from evalswap.serving.warm import find_warm
 
@@ -79,22 +81,27 @@ class Checker:
         tokenizer: Future[Tokenizer | EvalswapError],
         gpus: Future[Memory | None],
     ) -> None:
-        prepared, checkpoint, engine = self._prepare(check, plan, launch)
-        if prepared is not None:
-            self._architecture(check, prepared)
+        engine, found = self._engine(check, plan, launch)
+        checkpoint, weights = find_model(check, launch, engine)
+        prepared = loaded = None
+        if engine is not None and found is not None and checkpoint is not None and weights is not None:
+            launched = resolve_launch(launch, plan, checkpoint, found, self._workload(plan))
+            prepared = PreparedEngine(engine, found, checkpoint, launched)
+            loaded = dataclasses.replace(prepared, checkpoint=weights)
+            self._architecture(check, loaded)
         context_len = context_len_of(plan, checkpoint, self._longest_answer(plan)) if checkpoint else None
-        longest = self._datasets(check, plan, engine, checkpoint, _settled(check, tokenizer), context_len)
+        beside = plan.engine == "llamacpp" and plan.prompt.tokenizer_path == launch.path
+        usable = _settled(check, tokenizer, Path(launch.path).expanduser() if beside else None)
+        longest = self._datasets(check, plan, engine, checkpoint, usable, context_len)
         warm = self._start(check, prepared) if prepared is not None else False
-        if prepared is not None and not warm:
-            judge_memory(check, prepared, gpus.result(), longest)
+        if loaded is not None and not warm:
+            judge_memory(check, loaded, gpus.result(), longest)
         self._work(check, plan)
 
-    def _prepare(
+    def _engine(
         self, check: ModelCheck, plan: ModelPlan, launch: LaunchPlan
-    ) -> tuple[PreparedEngine | None, Checkpoint | None, Engine | None]:
-        """Find engine and model, each whether or not the other is there."""
-        found = checkpoint = None
-        engine = None
+    ) -> tuple[ManagedEngine | None, Interpreter | None]:
+        engine = found = None
         try:
             engine = managed_engine(plan.engine, launch)
             found = find_engine(engine, self.engine_python)
@@ -109,22 +116,7 @@ class Checker:
             }
         except EvalswapError as error:
             check.failed("engine", error)
-        try:
-            gguf = engine is not None and engine.program is not None
-            checkpoint = find_checkpoint(launch.path, launch.revision, gguf=gguf)
-            check.good(
-                "model", f"{checkpoint.folder} ({checkpoint.architecture}, {checkpoint.dtype or 'dtype not said'})"
-            )
-        except ModelFilesError as error:
-            if looks_like_path(launch.path):
-                check.failed("model", error)
-            else:
-                hint = f"hf download {launch.path} (a run would fetch it first; a check uses no network)"
-                check.problem("model", f"'{launch.path}' is no folder here, and not in the hub's cache", hint)
-        if engine is None or found is None or checkpoint is None:
-            return None, checkpoint, engine
-        launched = resolve_launch(launch, plan, checkpoint, found, self._workload(plan))
-        return PreparedEngine(engine, found, checkpoint, launched), checkpoint, engine
+        return engine, found
 
     def _architecture(self, check: ModelCheck, prepared: PreparedEngine) -> None:
         names = (prepared.engine.name, "transformers")
@@ -289,9 +281,16 @@ def _tokenizer(plan: ModelPlan) -> Tokenizer | EvalswapError:
         return error
 
 
-def _settled(check: ModelCheck, future: Future[Tokenizer | EvalswapError]) -> Tokenizer | None:
+def _settled(
+    check: ModelCheck, future: Future[Tokenizer | EvalswapError], beside_gguf: Path | None = None
+) -> Tokenizer | None:
+    """Return the tokenizer, or say what is wrong; ``beside_gguf`` is the GGUF's folder where it should be there."""
     found = future.result()
     if isinstance(found, EvalswapError):
+        if beside_gguf is not None and lacks_tokenizer(beside_gguf):
+            hint = "--tokenizer-path (tokenizer_path): the folder or hub id of the model that the GGUF was made of"
+            check.problem("tokenizer", f"no tokenizer in {beside_gguf}; the one inside a GGUF is not read", hint)
+            return None
         # Where the whole model is not there, that was said already.
         if not any(finding.about == "model" for finding in check.problems):
             check.failed("tokenizer", found)

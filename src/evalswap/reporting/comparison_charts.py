@@ -34,6 +34,7 @@ START = "#afb8c1"  # the part of a time bar that is the engine's start
 WIDTH = 7.2  # inches
 ROW_HEIGHT = 0.42
 LONGEST_NAME = 40  # characters
+LOG_BEYOND = 8  # times as long as another, and the other's throughput would be a sliver of a linear axis
 
 
 def accuracy_chart(comparison: Comparison, dataset: DatasetComparison) -> Figure:
@@ -58,34 +59,47 @@ def accuracy_chart(comparison: Comparison, dataset: DatasetComparison) -> Figure
                           textcoords="offset points", ha="center", color=INK, fontsize=9)  # fmt: skip
         axes.set_xlabel(f"{_label(dataset.metric)}, percent (band: the reference ± {comparison.margin:g})")
         axes.margins(x=0.08)
+        # Near either end of the scale margin and band reach beyond it, where no score can be.
+        axes.xaxis.set_major_formatter(lambda score, _: f"{round(score, 6) + 0.0:g}" if 0 <= score <= 100 else "")
     return figure
 
 
 def time_chart(comparison: Comparison, dataset: DatasetComparison) -> Figure:
-    """Return seconds of engine start and of inference as stacked bars, with the speed-up of the inference."""
+    """Return seconds of engine start and of inference as stacked bars, with the speed-up of the inference.
+
+    A time that is not known has no bar and is a question mark; where it is the start, left of the axis.
+    """
     contenders = contenders_of(dataset)
     speedups = [None, *(other.speedup for other in dataset.others)]
     with _style():
         figure, axes = _rows_figure(contenders, f"time on {dataset.dataset}: engine start, then inference")
         for place, (contender, speedup) in enumerate(zip(contenders, speedups, strict=True)):
-            start, infer = contender.start_seconds or 0.0, contender.infer_seconds
-            if infer is None:
-                words = "answers came from the store"
-            else:
+            start, infer = times = contender.start_seconds, contender.infer_seconds
+            if start is not None:
                 axes.barh(place, start, color=START, height=0.56)
-                axes.barh(place, infer, left=start, color=colour_of(place), height=0.56)
-                words = " + ".join(clock(seconds) for seconds in (contender.start_seconds, infer) if seconds)
-                words += f"   {speedup:.2f}×" if speedup is not None else ""
-            end = start + infer if infer is not None else 0.0
-            axes.annotate(words, (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9,
-                          color=INK if infer is not None else MUTED)  # fmt: skip
-        axes.set_xlabel("seconds (grey: engine start)")
+            elif infer is not None:
+                axes.annotate("?", (0, place), xytext=(-9, 0), textcoords="offset points", ha="center", va="center",
+                              color=MUTED, fontsize=9,
+                              bbox={"boxstyle": "square,pad=0.3", "fc": "none", "ec": MUTED, "ls": ":"})  # fmt: skip
+                axes.tick_params(axis="y", pad=20)  # room for it
+            if infer is not None:
+                axes.barh(place, infer, left=start or 0.0, color=colour_of(place), height=0.56)
+            words = " + ".join("?" if seconds is None else clock(seconds) for seconds in times)
+            words = "time not known" if times == (None, None) else words
+            words += f"   {speedup:.2f}×" if speedup is not None else ""
+            axes.annotate(words, (_seconds(contender), place), xytext=(5, 0), textcoords="offset points", va="center",
+                          fontsize=9, color=MUTED if infer is None else INK)  # fmt: skip
+        unknown = any(None in (contender.start_seconds, contender.infer_seconds) for contender in contenders)
+        axes.set_xlabel(f"seconds: engine start + inference{' (?: not known)' if unknown else ''}")
         axes.set_xlim(left=0, right=1.32 * max([_seconds(contender) for contender in contenders] + [1e-3]))
     return figure
 
 
 def throughput_chart(comparison: Comparison, dataset: DatasetComparison) -> Figure:
-    """Return output tokens a second over the time since each contender's first request."""
+    """Return output tokens a second over the time since each contender's first request.
+
+    Where one took ``LOG_BEYOND`` times as long as another, the time is on a logarithmic axis.
+    """
     with _style():
         from matplotlib.figure import Figure
 
@@ -98,13 +112,20 @@ def throughput_chart(comparison: Comparison, dataset: DatasetComparison) -> Figu
         drawn = 0
         for place, contender in enumerate(contenders_of(dataset)):
             if contender.throughput:
-                seconds, tokens = zip(*contender.throughput, strict=True)
+                # Each point is the middle of a while; the first of them begins at 0.
+                first = (0.0, contender.throughput[0][1])
+                seconds, tokens = zip(first, *contender.throughput, strict=True)
                 axes.plot(seconds, tokens, color=colour_of(place), lw=1.8, drawstyle="steps-mid",
                           label=_label(contender.name))  # fmt: skip
                 drawn += 1
-        axes.set_xlabel("seconds since the first request")
+        ends = [contender.throughput[-1][0] for contender in contenders_of(dataset) if contender.throughput]
+        if drawn and max(ends) > LOG_BEYOND * min(ends):
+            _log_seconds(axes, min(ends) / 100, max(ends))
+            axes.set_xlabel("seconds since the first request, logarithmic")
+        else:
+            axes.set_xlim(left=0)
+            axes.set_xlabel("seconds since the first request")
         axes.set_ylabel("output tokens/s")
-        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         if drawn:
             axes.legend(frameon=False, fontsize=9, labelcolor=INK)
@@ -208,7 +229,19 @@ def _bare(axes: Axes) -> None:
 
 
 def _seconds(contender: Contender) -> float:
-    return (contender.start_seconds or 0.0) + contender.infer_seconds if contender.infer_seconds is not None else 0.0
+    """Return the length of what is known of a contender's time."""
+    return (contender.start_seconds or 0.0) + (contender.infer_seconds or 0.0)
+
+
+def _log_seconds(axes: Axes, first: float, last: float) -> None:
+    """Make the horizontal axis logarithmic, with plain numbers at 1, 3, 10, 30, … as far as there is room."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(first, 1.2 * last)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if last < 10_000 * first else (1.0,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:,g}"))
 
 
 def _label(text: str, longest: int = LONGEST_NAME) -> str:

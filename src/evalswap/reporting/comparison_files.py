@@ -6,16 +6,14 @@ import csv
 import dataclasses
 import io
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evalswap.comparing.records import Against, Comparison, Contender, DatasetComparison
-from evalswap.errors import StoreError
 from evalswap.reporting import comparison_charts as charts
 from evalswap.reporting.comparison_table import cells, header, sayings, verdict_of
-from evalswap.reporting.folder import file_name, write_text
+from evalswap.reporting.folder import file_name, write_bytes, write_text
 from evalswap.reporting.wording import visible
 
 CHARTED_DATASETS = 8  # drawing one takes half a second
@@ -128,17 +126,5 @@ def _draw(comparison: Comparison, dataset: DatasetComparison, folder: Path) -> l
             figure = draw(comparison, dataset)
             stem = f"{name}_{file_name(dataset.dataset)}"
             written.append(write_text(folder / f"{stem}.svg", charts.svg(figure)))
-            written.append(_write_bytes(folder / f"{stem}.png", charts.png(figure)))
+            written.append(write_bytes(folder / f"{stem}.png", [charts.png(figure)]))
     return written
-
-
-def _write_bytes(path: Path, content: bytes) -> Path:
-    """Write a whole file or none. Raises StoreError."""
-    try:
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False, suffix=".part") as stream:
-            stream.write(content)
-        Path(stream.name).chmod(0o644)
-        Path(stream.name).replace(path)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror or error}", "free disk space, or choose another --out") from error
-    return path

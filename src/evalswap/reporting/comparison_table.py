@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evalswap.comparing.contract import broken
 from evalswap.comparing.divergence import summed_up
 from evalswap.comparing.records import Against, Comparison, Contender, DatasetComparison
 from evalswap.comparing.verdict import verdict_words
-from evalswap.reporting.wording import duration, number, proof_words, share, signed, span, visible
+from evalswap.reporting.wording import another_setup, duration, number, proof_words, share, signed, span, visible
 
 HEADER = (
     "engine", "accuracy (95% CI)", "Δ (95% CI)", "flips ✓→✗ ✗→✓", "identical", "inference", "start", "tokens/s",
@@ -104,13 +103,13 @@ def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], verd
 
 
 def _alarming(against: Against) -> bool:
-    return against.verdict == "different" or any(item.systematic for item in broken(against.contract))
+    return against.verdict == "different" or another_setup(against)
 
 
 def verdict_of(against: Against) -> str:
     """Return a contender's verdict in its fixed words, and whether its set-up is the reference's."""
     words = verdict_words(against.verdict, against.statistics)
-    return f"{words}, not the same set-up" if any(item.systematic for item in broken(against.contract)) else words
+    return f"{words}, not the same set-up" if another_setup(against) else words
 
 
 def _unasked(against: Against) -> str:

@@ -98,15 +98,19 @@ def file_name(abbr: str) -> str:
 
 
 def write_text(path: Path, text: str | Iterable[str]) -> Path:
+    """Write a whole file or none, in UTF-8. Raises StoreError."""
+    parts = [text] if isinstance(text, str) else text
+    return write_bytes(path, (part.encode("utf-8", errors="surrogatepass") for part in parts))
+
+
+def write_bytes(path: Path, parts: Iterable[bytes]) -> Path:
     """Write a whole file or none: into a temporary one, then renamed. Raises StoreError."""
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", errors="surrogatepass", dir=path.parent, delete=False, suffix=".part"
-        ) as stream:
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False, suffix=".part") as stream:
             temporary = stream.name
-            stream.writelines([text] if isinstance(text, str) else text)
+            stream.writelines(parts)
         os.chmod(temporary, 0o644)  # noqa: PTH101  # NamedTemporaryFile makes it private
         Path(temporary).replace(path)
     except OSError as error:
@@ -120,7 +124,7 @@ def not_written(path: Path, error: OSError) -> StoreError:
     """Return what to tell a person about a file that could not be written."""
     return StoreError(
         f"{path}: {error.strerror or error}",
-        "free disk space, or choose another work folder with -w; stored answers are kept",
+        "free disk space, or choose another folder (-w, or --out); stored answers are kept",
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from evalswap.comparing.records import Contender, FirstDifference, Interval, WiringProof
+from evalswap.comparing.contract import broken
+from evalswap.comparing.records import Against, Contender, FirstDifference, Interval, WiringProof
 from evalswap.reporting.progress import clock
 
 LONGEST_TOKEN = 24  # characters
@@ -68,6 +69,11 @@ def p_value(value: float) -> str:
 def setting(contender: Contender) -> str:
     """Return engine, dtype and device in one line."""
     return ", ".join(filter(None, (contender.engine, contender.dtype, contender.device)))
+
+
+def another_setup(against: Against) -> bool:
+    """Whether an item of the contract is broken that moves answers by more than rounding."""
+    return any(item.systematic for item in broken(against.contract))
 
 
 def place_words(first: FirstDifference) -> str:

@@ -147,7 +147,8 @@ def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: s
     engine = managed_engine(model.engine)
     found = find_engine(engine, python)
     engine = engine.configured(plan, found.device)
-    checkpoint = find_checkpoint(plan.path, plan.revision, gguf=engine.program is not None)
+    named = plan.engine_args.get("model")
+    checkpoint = find_checkpoint(plan.path, plan.revision, gguf=engine.program is not None, gguf_name=named)
     launch = resolve_launch(plan, model, checkpoint, found, work)
     return PreparedEngine(engine, found, checkpoint, launch)
 

@@ -41,7 +41,7 @@ def figures(comparison: Comparison, dataset: DatasetComparison) -> list[PageFigu
     words = tuple(_score(contender) for contender in contenders)
     found = [PageFigure(title, _inline(charts.accuracy_chart(comparison, dataset)), words)]
     if charts.has_times(dataset):
-        title = "Time: engine start (grey), inference, speed-up"
+        title = "Time: engine start, then inference; speed-up"
         words = tuple(_time(*pair) for pair in zip(contenders, speedups, strict=True))
         found.append(PageFigure(title, _inline(charts.time_chart(comparison, dataset)), words))
     if charts.has_throughput(dataset):
@@ -80,11 +80,12 @@ def _score(contender: Contender) -> str:
 
 
 def _time(contender: Contender, speedup: float | None) -> str:
-    if contender.infer_seconds is None:
-        return f"{contender.name}: not known"
-    start = "" if contender.start_seconds is None else f"start {duration(contender.start_seconds)}, "
+    start, infer = (
+        "not known" if seconds is None else duration(seconds)
+        for seconds in (contender.start_seconds, contender.infer_seconds)
+    )
     faster = "" if speedup is None else f", speed-up {number(speedup)}×"
-    return f"{contender.name}: {start}inference {duration(contender.infer_seconds)}{faster}"
+    return f"{contender.name}: start {start}, inference {infer}{faster}"
 
 
 def _throughput(contender: Contender) -> str:

@@ -7,6 +7,7 @@ from evalswap.comparing.divergence import summed_up
 from evalswap.comparing.records import Against, Comparison, ContractItem, DatasetComparison
 from evalswap.comparing.verdict import verdict_words
 from evalswap.reporting.wording import (
+    another_setup,
     count,
     duration,
     number,
@@ -86,11 +87,6 @@ def contract_mark(item: ContractItem) -> str:
     if item.kept:
         return "✓ equal"
     return "≠ differs" if item.systematic else "≠ differs, rounding only"
-
-
-def another_setup(against: Against) -> bool:
-    """Whether an item is broken that moves answers by more than rounding."""
-    return any(item.systematic for item in broken(against.contract))
 
 
 def title_of(comparison: Comparison, dataset: DatasetComparison) -> str:
