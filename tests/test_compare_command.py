@@ -177,6 +177,20 @@ def test_an_old_pair_of_opencompass_runs_can_be_audited(tmp_path: Path, compare:
     assert [item["item"] for item in found.against["contract"] if item["kept"] is False] == []
 
 
+def test_a_narrow_terminal_gets_a_column_for_each_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = _pair(tmp_path, {0: {"text": "no", "right": False}})
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["compare", *map(str, runs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith(("┃", "│"))]
+    assert {len(line) for line in table} <= set(range(40, 81))
+    (verdict,) = (line for line in table if line.startswith("│ verdict"))
+    assert "reference" in verdict and "inconclusive" in verdict
+    assert any("transformers 1.0" in line and "vllm 1.0" in line for line in table)  # no word is broken
+
+
 def test_hostile_text_is_only_text(tmp_path: Path, compare: Any) -> None:
     model = "[bold]<script>$x_1$|`"
     text = HOSTILE.replace("\ud800", "")  # the store holds none

@@ -20,6 +20,7 @@ HEADER = (
 COLOURS = {"equivalent": "green", "different": "red", "inconclusive": "yellow", "reference": "dim"}
 DASH = "–"
 MOST_TABLES = 4  # more datasets than these are shown in one
+WIDE = 130  # columns of a console from which on there is room for all of a table's without breaking words
 
 
 def header(dataset: DatasetComparison) -> list[str]:
@@ -56,8 +57,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print(_compact(comparison))
     for dataset in comparison.datasets:
         if not many:
-            title = f"{dataset.model} on {dataset.dataset}: the first row is the reference"
-            console.print(_view(f"{title}, margin ±{comparison.margin:g}", dataset))
+            console.print(_view(dataset, comparison.margin, turned=console.width < WIDE))
         for against in dataset.others:
             if many and dataset is not comparison.datasets[0] and not _alarming(against):
                 continue
@@ -70,10 +70,13 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print(f"note: {visible(note)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _view(title: str, dataset: DatasetComparison) -> Table:
+def _view(dataset: DatasetComparison, margin: float, *, turned: bool) -> Table:
+    """Return a dataset's table: a row for each engine, or turned, for a narrow console, a column for each."""
     entries = [*dataset.others, *filter(None, [dataset.noise_floor])]
     verdicts = ["reference", *(against.verdict for against in entries)]
-    return _table(title, header(dataset), cells(dataset), verdicts)
+    about = f"{dataset.model} on {dataset.dataset}: the first {'column' if turned else 'row'} is the reference"
+    table = _turned if turned else _table
+    return table(f"{about}, margin ±{margin:g}", header(dataset), cells(dataset), verdicts)
 
 
 def _compact(comparison: Comparison) -> Table:
@@ -99,6 +102,18 @@ def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], verd
     for row, verdict in zip(rows, verdicts, strict=True):
         *others, last = (escape(visible(text)) for text in row)
         view.add_row(*others, f"[{COLOURS[verdict]}]{last}[/]")
+    return view
+
+
+def _turned(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], verdicts: Sequence[str]) -> Table:
+    view = Table(title=escape(visible(title)), title_justify="left", title_style="bold")
+    view.add_column(escape(names[0]))
+    for row in rows:
+        view.add_column(escape(visible(row[0])), overflow="fold")
+    for place, name in enumerate(names[1:-1], start=1):
+        view.add_row(escape(name), *(escape(visible(row[place])) for row in rows))
+    last = (f"[{COLOURS[verdict]}]{escape(visible(row[-1]))}[/]" for row, verdict in zip(rows, verdicts, strict=True))
+    view.add_row(escape(names[-1]), *last)
     return view
 
 
