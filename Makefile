@@ -25,8 +25,8 @@ demo: setup engines model
 	@echo; echo "The same with charts, on one page for a browser: outputs/demo/compare/report.html"
 
 test: setup engines model test-engines
-	@echo; echo "== 1/2  the fast tests"
-	$(BIN)/python -m pytest
+	@echo; echo "== 1/2  the fast tests, on all cores"
+	$(BIN)/python -m pytest -n auto --dist worksteal
 	@echo; echo "== 2/2  the small model on real engines (some minutes)"
 	$(BIN)/python -m pytest -m e2e -v -rs --durations=8
 

@@ -81,6 +81,7 @@ def hang_up(request: web.Request) -> web.Response:
 def serving(server: FakeServer) -> Iterator[FakeServer]:
     """Run a fake server on a free loopback port, in a thread of its own."""
     loop = asyncio.new_event_loop()
+    done = loop.create_future()
     started = threading.Event()
 
     async def start() -> web.AppRunner:
@@ -88,7 +89,7 @@ def serving(server: FakeServer) -> Iterator[FakeServer]:
         app.router.add_get("/v1/models", server.models)
         app.router.add_post("/v1/completions", server.completions)
         app.router.add_post("/v1/chat/completions", server.chat)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
         await site.start()
@@ -100,8 +101,12 @@ def serving(server: FakeServer) -> Iterator[FakeServer]:
     def run() -> None:
         asyncio.set_event_loop(loop)
         runner = loop.run_until_complete(start())
-        loop.run_forever()
+        loop.run_until_complete(done)
         loop.run_until_complete(runner.cleanup())
+        left = asyncio.all_tasks(loop)  # whom nobody waits for any more
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
@@ -111,7 +116,7 @@ def serving(server: FakeServer) -> Iterator[FakeServer]:
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(done.set_result, None)
         thread.join(10)
 
 

@@ -82,11 +82,12 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 @contextmanager
 def _serving(worker: Worker) -> Iterator[None]:
     loop, up = asyncio.new_event_loop(), threading.Event()
+    done = loop.create_future()
 
     async def start() -> web.AppRunner:
         app = web.Application()
         app.router.add_post("/logprobs", worker.logprobs)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         worker.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -95,15 +96,19 @@ def _serving(worker: Worker) -> Iterator[None]:
 
     def run() -> None:
         runner = loop.run_until_complete(start())
-        loop.run_forever()
+        loop.run_until_complete(done)
         loop.run_until_complete(runner.cleanup())
+        left = asyncio.all_tasks(loop)  # whom nobody waits for any more
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert up.wait(10)
     yield
-    loop.call_soon_threadsafe(loop.stop)
+    loop.call_soon_threadsafe(done.set_result, None)
     thread.join(10)
 
 

@@ -14,9 +14,9 @@ import pytest
 from test_run_killed import CONFIG
 
 HONEST_SERVER = Path(__file__).parent.parent / "benchmarks" / "honest_server.py"
-FEW, MANY = 6_000, 26_000
+FEW, MANY = 4_000, 16_000
 MOST = 150  # MB, without a tokenizer
-MOST_GROWTH = 5.0  # MB for 20,000 rows: prompts and answers alone would be more than 20
+MOST_GROWTH = 5.0  # MB for 12,000 rows: prompts and answers alone would be more than 12
 SCRIPT = (
     "import sys; from evalswap.cli import main; code = main(sys.argv[1:]);"
     "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0]); sys.exit(code)"
