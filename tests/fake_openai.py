@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from served_app import served
 
 from evalswap.benchmarks.gsm8k import DEMO_PATH, load
 
@@ -80,44 +80,13 @@ def hang_up(request: web.Request) -> web.Response:
 @contextmanager
 def serving(server: FakeServer) -> Iterator[FakeServer]:
     """Run a fake server on a free loopback port, in a thread of its own."""
-    loop = asyncio.new_event_loop()
-    done = loop.create_future()
-    started = threading.Event()
-
-    async def start() -> web.AppRunner:
-        app = web.Application()
-        app.router.add_get("/v1/models", server.models)
-        app.router.add_post("/v1/completions", server.completions)
-        app.router.add_post("/v1/chat/completions", server.chat)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        server.url = f"http://{host}:{port}/v1"
-        started.set()
-        return runner
-
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        runner = loop.run_until_complete(start())
-        loop.run_until_complete(done)
-        loop.run_until_complete(runner.cleanup())
-        left = asyncio.all_tasks(loop)  # whom nobody waits for any more
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    if not started.wait(10):
-        raise RuntimeError("the fake server did not start")
-    try:
+    app = web.Application()
+    app.router.add_get("/v1/models", server.models)
+    app.router.add_post("/v1/completions", server.completions)
+    app.router.add_post("/v1/chat/completions", server.chat)
+    with served(app) as address:
+        server.url = f"{address}/v1"
         yield server
-    finally:
-        loop.call_soon_threadsafe(done.set_result, None)
-        thread.join(10)
 
 
 def error(status: int, message: str = "overloaded", headers: dict[str, str] | None = None) -> web.Response:

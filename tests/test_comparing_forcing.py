@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from served_app import served
 from stored_runs import FACTS
 
 from evalswap.comparing.divergence import Logprobs, Question
@@ -81,35 +80,11 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 
 @contextmanager
 def _serving(worker: Worker) -> Iterator[None]:
-    loop, up = asyncio.new_event_loop(), threading.Event()
-    done = loop.create_future()
-
-    async def start() -> web.AppRunner:
-        app = web.Application()
-        app.router.add_post("/logprobs", worker.logprobs)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        worker.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        up.set()
-        return runner
-
-    def run() -> None:
-        runner = loop.run_until_complete(start())
-        loop.run_until_complete(done)
-        loop.run_until_complete(runner.cleanup())
-        left = asyncio.all_tasks(loop)  # whom nobody waits for any more
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert up.wait(10)
-    yield
-    loop.call_soon_threadsafe(done.set_result, None)
-    thread.join(10)
+    app = web.Application()
+    app.router.add_post("/logprobs", worker.logprobs)
+    with served(app) as address:
+        worker.url = address
+        yield
 
 
 def _ask(folder: Path, **options: Any) -> Mapping[Question, Logprobs]:
