@@ -148,7 +148,7 @@ def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: s
     found = find_engine(engine, python)
     engine = engine.configured(plan, found.device)
     named = plan.engine_args.get("model")
-    checkpoint = find_checkpoint(plan.path, plan.revision, gguf=engine.program is not None, gguf_name=named)
+    checkpoint = find_checkpoint(plan.path, plan.revision, gguf=engine.program is not None, gguf_name=str(named or ""))
     launch = resolve_launch(plan, model, checkpoint, found, work)
     return PreparedEngine(engine, found, checkpoint, launch)
 
