@@ -15,6 +15,7 @@ from evalswap.errors import ConfigError, ModelFilesError
 from evalswap.plan import PromptPlan, Role
 from evalswap.prompting.requests import RequestMaker
 from evalswap.prompting.tokenizer import Tokenizer, cut
+from evalswap.prompting.transformers_tokenizer import TransformersTokenizer
 from evalswap.records import Sampling
 
 pytestmark = pytest.mark.e2e
@@ -25,7 +26,11 @@ BASE = PromptPlan("base", CHAT.roles, None)
 
 @pytest.fixture(scope="module")
 def tokenizer(demo_model: Path) -> Tokenizer:
-    return Tokenizer(demo_model, {})
+    return load(demo_model)
+
+
+def load(folder: Path) -> Tokenizer:
+    return Tokenizer(folder, TransformersTokenizer(folder, {}))
 
 
 def user(text: str) -> tuple[dict[str, str], ...]:
@@ -60,7 +65,7 @@ def test_stop_words_that_are_special_tokens_are_known_as_ids(tokenizer: Tokenize
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelFilesError, match="no usable tokenizer"):
-        Tokenizer(tmp_path, {})
+        load(tmp_path)
 
 
 def test_a_chat_model_without_a_template(demo_model: Path, tmp_path: Path) -> None:
@@ -69,7 +74,7 @@ def test_a_chat_model_without_a_template(demo_model: Path, tmp_path: Path) -> No
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": None}))
     with pytest.raises(ConfigError, match="no chat template"):
-        Tokenizer(tmp_path, {}).prompts([user("Hi")], CHAT, None)
+        load(tmp_path).prompts([user("Hi")], CHAT, None)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 50))

@@ -24,6 +24,7 @@ from evalswap.inference.pending import Job
 from evalswap.inference.sampling_check import check_sampling
 from evalswap.interrupts import handled
 from evalswap.plan import ModelPlan
+from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.redaction import Redactor, secrets_in
 from evalswap.reporting import summary
 from evalswap.reporting.answer_files import AnswerFiles
@@ -72,12 +73,18 @@ class Evaluation:
     """One run of one experiment."""
 
     def __init__(
-        self, experiment: Experiment, plans: Sequence[ModelPlan], options: RunOptions, console: Console
+        self,
+        experiment: Experiment,
+        plans: Sequence[ModelPlan],
+        options: RunOptions,
+        console: Console,
+        tokenizers: TokenizerProcess,
     ) -> None:
         self.experiment = experiment
         self.plans = plans
         self.options = options
         self.console = console
+        self.tokenizers = tokenizers
         self.redact = Redactor([*options.secrets, *secrets_of(experiment, plans)])
         self.outcomes: dict[str, Outcome] = {}
         self.scores: dict[str, dict[str, Score]] = {plan.summary_abbr: {} for plan in plans}
@@ -104,6 +111,8 @@ class Evaluation:
             for dataset in self.experiment.datasets
         ]
         asks = options.mode in ("all", "infer")
+        if asks and any(plan.launch for plan in self.plans):
+            self.tokenizers.begin()
         if asks:  # before a folder is made: missing data leaves nothing behind
             self.rows = {dataset.abbr: load_rows(dataset, options.limit) for dataset in self.experiment.datasets}
         if options.reuse:
@@ -148,6 +157,7 @@ class Evaluation:
         async with Progress(self.console) as progress:
             context = RunContext(
                 store=store,
+                tokenizers=self.tokenizers,
                 run=folder.name,
                 logs=folder.logs / "infer",
                 say=self._say,

@@ -27,8 +27,9 @@ def render(model: Path) -> dict[str, Any]:
     """Return what questions.json holds, made by evalswap's own rendering."""
     from evalswap.benchmarks.files import BUNDLED
     from evalswap.prompting.tokenizer import Tokenizer
+    from evalswap.prompting.transformers_tokenizer import TransformersTokenizer
 
-    tokenizer = Tokenizer(model, {})
+    tokenizer = Tokenizer(model, TransformersTokenizer(model, {}))
     lines = (BUNDLED / "demo.jsonl").read_text(encoding="utf-8").splitlines()[:DEMO_ROWS]
     asked = {f"demo-{row}": json.loads(line)["question"] + INSTRUCTION for row, line in enumerate(lines)}
     asked["short"] = SHORT

@@ -30,8 +30,10 @@ from evalswap.engines.openai import OpenAICompatible
 from evalswap.engines.registry import managed_engine
 from evalswap.errors import EvalswapError
 from evalswap.plan import LaunchPlan, ModelPlan
+from evalswap.prompting.requests import RequestMaker
 from evalswap.prompting.sampling import resolve_sampling
 from evalswap.prompting.tokenizer import Tokenizer
+from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.records import Sampling
 from evalswap.scoring.scorer import Scorer
 from evalswap.serving.environments import Interpreter, find_engine
@@ -48,6 +50,7 @@ class Checker:
 
     experiment: Experiment
     plans: Sequence[ModelPlan]
+    tokenizers: TokenizerProcess
     limit: int | None = None
     engine_python: str | None = None
     _rows: dict[str, Rows | EvalswapError] = field(default_factory=dict)
@@ -55,9 +58,9 @@ class Checker:
     def check(self) -> list[ModelCheck]:
         """Return what was found of each model. What a run would stop at is among the findings, not raised."""
         with ThreadPoolExecutor(max_workers=2) as pool:
-            # The slow ones first: nvidia-smi is another process, tokenizers are a large import.
+            # The slow ones first: nvidia-smi and the tokenizers are other processes.
             gpus = pool.submit(gpu_memory) if any(plan.launch for plan in self.plans) else None
-            tokenizers = {plan.abbr: pool.submit(_tokenizer, plan) for plan in self.plans if _wants_ids(plan)}
+            tokenizers = {plan.abbr: pool.submit(self._tokenizer, plan) for plan in self.plans if _wants_ids(plan)}
             for dataset in self.experiment.datasets:
                 self._rows[dataset.abbr] = _rows(dataset, self.limit)
             checks = []
@@ -190,6 +193,12 @@ class Checker:
 
     # -- both ------------------------------------------------------------------------------------------
 
+    def _tokenizer(self, plan: ModelPlan) -> Tokenizer | EvalswapError:
+        try:
+            return self.tokenizers.load(plan.prompt, plan.launch.revision if plan.launch else None)
+        except EvalswapError as error:
+            return error
+
     def _datasets(
         self,
         check: ModelCheck,
@@ -221,8 +230,9 @@ class Checker:
             self._say_sampling(check, dataset, engine, sampling)
             if tokenizer is None and plan.launch is not None:
                 continue  # the problem with the tokenizer is on record
+            maker = RequestMaker(plan.prompt, dataset, sampling, tokenizer, context_len, self.tokenizers.load)
             try:
-                sample = sample_prompts(plan.prompt, dataset, rows.rows, sampling, tokenizer, context_len)
+                sample = sample_prompts(maker, rows.rows)
             except EvalswapError as error:
                 check.failed("prompts", error)
                 continue
@@ -272,13 +282,6 @@ class Checker:
 def _wants_ids(plan: ModelPlan) -> bool:
     named = plan.prompt.tokenizer_path is not None
     return named and (plan.launch is not None or (plan.endpoint is not None and plan.endpoint.ids_wanted))
-
-
-def _tokenizer(plan: ModelPlan) -> Tokenizer | EvalswapError:
-    try:
-        return Tokenizer.for_plan(plan.prompt, plan.launch.revision if plan.launch else None)
-    except EvalswapError as error:
-        return error
 
 
 def _settled(

@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from evalswap.config.specs import DatasetSpec
-from evalswap.plan import PromptPlan
 from evalswap.prompting.requests import Prepared, RequestMaker
-from evalswap.prompting.tokenizer import Tokenizer
-from evalswap.records import Sampling
 
 MOST_ROWS = 512  # about 50 ms
 MOST_CHARACTERS = 1_000_000  # about half a second
@@ -34,17 +30,10 @@ class PromptSample:
     problem: str | None  # why not, for the first of them
 
 
-def sample_prompts(
-    plan: PromptPlan,
-    dataset: DatasetSpec,
-    rows: Sequence[Mapping[str, Any]],
-    sampling: Sampling,
-    tokenizer: Tokenizer | None,
-    context_len: int | None,
-) -> PromptSample:
+def sample_prompts(maker: RequestMaker, rows: Sequence[Mapping[str, Any]]) -> PromptSample:
     """Make the prompts of rows spread evenly over a dataset. Raises ConfigError or DataError as a run would."""
     chosen = spread(rows)
-    maker = RequestMaker(plan, dataset, sampling, tokenizer, context_len)
+    tokenizer = maker.tokenizer
     made = [item for chunk in maker.prepare(chosen) for item in chunk]
     impossible = [item.problem for item in made if item.problem is not None]
     ids = made[0].prompt.token_ids

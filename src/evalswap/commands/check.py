@@ -8,11 +8,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from evalswap.commands.arguments import positive
-from evalswap.commands.selection import add_engine, add_selection, plan_models
+from evalswap.commands.selection import REMOTE, add_engine, add_selection, plan_models
 from evalswap.errors import EXIT_FAILED, EXIT_OK, EvalswapError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from evalswap.prompting.tokenizer_process import TokenizerProcess
 
 
 def add(commands: Any) -> None:
@@ -34,6 +36,15 @@ def add(commands: Any) -> None:
 def _check(arguments: argparse.Namespace, console: Console) -> int:
     # The hub's client reads it when it is imported; a check that waits for a network is none.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    from evalswap.prompting.tokenizer_process import TokenizerProcess
+
+    with TokenizerProcess() as tokenizers:
+        if arguments.accelerator not in (None, REMOTE):
+            tokenizers.begin()  # its import goes on beside all that follows
+        return _check_with(tokenizers, arguments, console)
+
+
+def _check_with(tokenizers: TokenizerProcess, arguments: argparse.Namespace, console: Console) -> int:
     try:
         experiment, plans = plan_models(arguments)
     except EvalswapError as error:
@@ -47,7 +58,7 @@ def _check(arguments: argparse.Namespace, console: Console) -> int:
     named = [model.model_dump() for model in experiment.models]
     keys = [key for plan in plans if plan.endpoint for key in plan.endpoint.keys]
     redact = Redactor([*secrets_in([named, arguments.engine_args or {}]), *keys])
-    checks = Checker(experiment, plans, arguments.limit, arguments.engine_python).check()
+    checks = Checker(experiment, plans, tokenizers, arguments.limit, arguments.engine_python).check()
     if arguments.json:
         print(as_json(checks, redact))
     else:

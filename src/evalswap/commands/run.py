@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalswap.commands.arguments import positive
-from evalswap.commands.selection import add_engine, add_selection, plan_models
+from evalswap.commands.selection import REMOTE, add_engine, add_selection, plan_models
 from evalswap.errors import EXIT_OK, EvalswapError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from evalswap.config.experiment import Experiment
     from evalswap.plan import ModelPlan
+    from evalswap.prompting.tokenizer_process import TokenizerProcess
 
 DEFAULT_WORK_DIR = "outputs/default"
 
@@ -45,6 +46,15 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    from evalswap.prompting.tokenizer_process import TokenizerProcess
+
+    with TokenizerProcess() as tokenizers:
+        if arguments.accelerator not in (None, REMOTE) and arguments.mode in ("all", "infer"):
+            tokenizers.begin()  # its import goes on beside all that follows
+        return _run_with(tokenizers, arguments, console)
+
+
+def _run_with(tokenizers: TokenizerProcess, arguments: argparse.Namespace, console: Console) -> int:
     from evalswap.evaluation import Evaluation, RunOptions
 
     experiment, plans = plan_models(arguments)
@@ -65,7 +75,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         began=arguments.began,
         secrets=(arguments.api_key,) if arguments.api_key else (),
     )
-    return Evaluation(experiment, plans, options, console).run()
+    return Evaluation(experiment, plans, options, console, tokenizers).run()
 
 
 def _dry_run(

@@ -59,12 +59,14 @@ class Rerunner:
         Raises what the run raises; the folder is not left behind empty.
         """
         from evalswap.evaluation import Evaluation, RunOptions
+        from evalswap.prompting.tokenizer_process import TokenizerProcess
         from evalswap.reporting.folder import RunFolder
 
         folder = RunFolder.create(work)
         try:
             options = RunOptions(work_dir=work, reuse=folder.name, limit=limit, began=self.began, secrets=self.secrets)
-            Evaluation(experiment, plans, options, self.console).run()
+            with TokenizerProcess() as tokenizers:
+                Evaluation(experiment, plans, options, self.console, tokenizers).run()
         except BaseException:
             if not any(folder.path.iterdir()):
                 folder.path.rmdir()

@@ -114,7 +114,7 @@ class EndpointRun(ModelRun):
     async def _model_files(self, by_ids: bool) -> tuple[Tokenizer | None, Checkpoint | None]:
         """Return what is needed here of the model's files: all for ids, else what the sampling depends on."""
         if by_ids:
-            tokenizer = await asyncio.to_thread(Tokenizer.for_plan, self.plan.prompt)
+            tokenizer = await asyncio.to_thread(self.context.tokenizers.load, self.plan.prompt)
             return tokenizer, find_checkpoint(str(tokenizer.folder))
         path = Path(self.plan.prompt.tokenizer_path or "")
         if self.plan.sampling.apply_generation_config and path.is_dir():

@@ -17,7 +17,6 @@ from evalswap.inference.pending import PendingRequests
 from evalswap.inference.rounds import Round, Rounds
 from evalswap.inference.supervision import Supervisor, patience_with
 from evalswap.inference.window import FixedWindow, LoadWindow, WindowControl
-from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import Failure
 from evalswap.serving.launching import PreparedEngine, Workload, open_server, prepare_engine
 
@@ -38,7 +37,7 @@ class ManagedRun(ModelRun):
         # The engine loads while prompts are rendered, unless everything may be stored already.
         if not self._knows_answers():
             await supervisor.start()
-        tokenizer = await asyncio.to_thread(Tokenizer.for_plan, self.plan.prompt, plan.revision)
+        tokenizer = await asyncio.to_thread(self.context.tokenizers.load, self.plan.prompt, plan.revision)
         pending = await self._prepare(prepared.engine, prepared.checkpoint, tokenizer, prepared.launch.context_len)
         if not pending.open:
             return

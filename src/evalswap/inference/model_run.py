@@ -28,6 +28,7 @@ from evalswap.plan import ModelPlan
 from evalswap.prompting.requests import RequestMaker
 from evalswap.prompting.sampling import resolve_sampling
 from evalswap.prompting.tokenizer import Tokenizer
+from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.records import EngineIdentity, Failure, Request, Response
 from evalswap.redaction import Redactor
 from evalswap.store import FailedAttempt, Store
@@ -38,6 +39,7 @@ class RunContext:
     """What the models of a run share."""
 
     store: Store
+    tokenizers: TokenizerProcess
     run: str  # the run's name in the store
     logs: Path
     say: Callable[[str], None]
@@ -156,7 +158,10 @@ class ModelRun(ABC):
         makers = []
         for job in self.jobs:
             assert job.sampling is not None
-            makers.append((job, RequestMaker(self.plan.prompt, job.dataset, job.sampling, tokenizer, context_len)))
+            maker = RequestMaker(
+                self.plan.prompt, job.dataset, job.sampling, tokenizer, context_len, self.context.tokenizers.load
+            )
+            makers.append((job, maker))
         self.pending = PendingRequests(
             makers,
             self._keys,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -42,16 +42,19 @@ class RequestMaker:
         sampling: Sampling,
         tokenizer: Tokenizer | None,
         context_len: int | None,
+        load_tokenizer: Callable[[PromptPlan], Tokenizer] | None = None,
     ) -> None:
         """Without a tokenizer, prompts are messages for a server that applies the template itself.
 
-        ``context_len`` is the longest prompt and answer together, in tokens.
+        ``context_len`` is the longest prompt and answer together, in tokens. ``load_tokenizer`` is asked for one where
+        messages may be too long for the server.
         """
         self.plan = plan
         self.dataset = dataset
         self.sampling = sampling
         self.tokenizer = tokenizer
         self.context_len = context_len
+        self._load_tokenizer = load_tokenizer
         self._counter: Tokenizer | None = None
 
     def prepare(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Prepared]]:
@@ -119,10 +122,10 @@ class RequestMaker:
         # A token is at least one byte long, so most prompts are known to fit without counting tokens.
         if sum(len(message["content"].encode()) for message in messages) <= room:
             return prompt, self.sampling, None, False
-        if self.plan.tokenizer_path is None:
+        if self.plan.tokenizer_path is None or self._load_tokenizer is None:
             return prompt, self.sampling, None, False  # not countable here: the server decides
         if self._counter is None:
-            self._counter = Tokenizer.for_plan(self.plan)
+            self._counter = self._load_tokenizer(self.plan)
         tokens = sum(self._counter.count(message["content"]) for message in messages)
         left = limit - API_MARGIN - tokens
         if left <= 0:

@@ -1,0 +1,159 @@
+"""Tokenizers beside the process: the same prompts, and no way to be left behind or to hang. The tokenizer is tiny."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from evalswap.errors import ConfigError, EvalswapError, ModelFilesError
+from evalswap.plan import PromptPlan, Role
+from evalswap.prompting.tokenizer import Tokenizer
+from evalswap.prompting.tokenizer_process import TokenizerProcess
+from evalswap.prompting.transformers_tokenizer import TransformersTokenizer
+
+ROLES = (Role("HUMAN", "user"), Role("BOT", "assistant", generate=True))
+WORDS = ["<unk>", "</s>", "<user>", "What", "is", "plus", *map(str, range(10))]
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content == 'refused' %}{{ raise_exception('not that') }}{% endif %}"
+    "<user> {{ m.content }} </s>{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import AddedToken, models, pre_tokenizers
+    from tokenizers import Tokenizer as Core
+
+    path = tmp_path_factory.mktemp("tiny")
+    core = Core(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens([AddedToken(word, special=True) for word in WORDS[:3]])
+    core.save(str(path / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "chat_template": TEMPLATE,
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    return path
+
+
+def plan_of(folder: Path) -> PromptPlan:
+    return PromptPlan("chat", ROLES, str(folder))
+
+
+@pytest.fixture(scope="module")
+def beside(folder: Path) -> Iterator[Tokenizer]:
+    with TokenizerProcess() as process:
+        yield process.load(plan_of(folder))
+
+
+def user(text: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "user", "content": text},)
+
+
+def children() -> set[int]:
+    found = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {int(pid) for file in found for pid in file.read_text().split()}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_it_says_what_the_tokenizer_says_here(folder: Path, beside: Tokenizer) -> None:
+    here = Tokenizer(folder, TransformersTokenizer(folder, {}))
+    asked = [user("What is 1 plus 2"), user("What is 3 plus never"), user("</s> 4")]
+    plan = plan_of(folder)
+    prompts = beside.prompts(asked, plan, None)
+    assert prompts == here.prompts(asked, plan, None)
+    assert prompts[0].token_ids == (2, 3, 4, 7, 5, 8, 1)
+    assert beside.text_prompts(["1 plus 2"], plan, 2) == here.text_prompts(["1 plus 2"], plan, 2)
+    for skip in (True, False):
+        assert beside.decode([3, 4, 1], skip_special_tokens=skip) == here.decode([3, 4, 1], skip_special_tokens=skip)
+    assert (beside.eos_token_id, beside.template_hash, beside.adds_bos) == (1, here.template_hash, False)
+    assert beside.single_token_words(["</s>", "What"]) == {"</s>": 1}
+    assert beside.count("What is 1") == 3
+
+
+def test_errors_come_over_as_they_are(folder: Path, beside: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the chat template refuses these messages: not that"):
+        beside.prompts([user("refused")], plan_of(folder), None)
+    assert beside.count("What") == 1  # and it goes on
+    with TokenizerProcess() as process, pytest.raises(ModelFilesError, match="no usable tokenizer") as caught:
+        process.load(plan_of(tmp_path))
+    assert "--tokenizer-path" in (caught.value.hint or "")
+
+
+def test_several_may_ask_at_once(folder: Path, beside: Tokenizer) -> None:
+    plan = plan_of(folder)
+    rows = [[user(f"What is {row % 10} plus {column}") for column in range(10)] for row in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda row: beside.prompts(row, plan, None), rows))
+        words = list(pool.map(lambda token: beside.decode([token], skip_special_tokens=False), range(6, 16)))
+    digit = {str(number): 6 + number for number in range(10)}
+    for number, row in enumerate(made):
+        expected = [(2, 3, 4, digit[str(number % 10)], 5, digit[str(column)], 1) for column in range(10)]
+        assert [prompt.token_ids for prompt in row] == expected
+    assert words == [str(number) for number in range(10)]
+
+
+def test_ctrl_c_is_for_the_command_and_a_kill_is_told(folder: Path) -> None:
+    before = children()
+    with TokenizerProcess() as process:
+        tokenizer = process.load(plan_of(folder))
+        (child,) = children() - before
+        os.kill(child, signal.SIGINT)
+        assert tokenizer.count("What is 1") == 3
+        os.kill(child, signal.SIGKILL)
+        with pytest.raises(EvalswapError, match=r"the tokenizer's process was killed \(SIGKILL\)") as caught:
+            tokenizer.count("What is 1")
+        assert "memory" in (caught.value.hint or "")
+        with pytest.raises(EvalswapError, match="was killed"):  # and again, without waiting
+            tokenizer.decode([3], skip_special_tokens=False)
+
+
+def test_it_never_outlives_the_command(folder: Path) -> None:
+    program = (
+        "import sys, time; from evalswap.prompting.tokenizer_process import TokenizerProcess; "
+        "process = TokenizerProcess(); process.begin(); "
+        "print(open(f'/proc/self/task/{__import__(\"os\").getpid()}/children').read(), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        child = int(command.stdout.readline())
+        assert alive(child)
+        command.kill()  # no chance to put anything away
+    deadline = time.monotonic() + 30
+    while alive(child):
+        assert time.monotonic() < deadline, "the process is still there"
+        time.sleep(0.05)
+
+
+def test_what_lies_in_the_folder_that_a_command_is_started_in_is_not_imported(folder: Path, tmp_path: Path) -> None:
+    for name in ("transformers.py", "requests.py", "tokenizers.py"):
+        (tmp_path / name).write_text("raise RuntimeError('somebody else's')")
+    program = (
+        "import sys; sys.path[:] = [path for path in sys.path if path]; from pathlib import Path; "
+        "from evalswap.plan import PromptPlan; "
+        "from evalswap.prompting.tokenizer_process import TokenizerProcess; "
+        "print(TokenizerProcess().load(PromptPlan('chat', (), sys.argv[1])).count('What is 1'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("3\n", "")
