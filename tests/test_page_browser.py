@@ -323,6 +323,21 @@ def test_the_page_is_never_wider_than_the_screen(name: str, width: int, visit: C
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [390, 1100, 1280, 1600])
+def test_the_results_fit_without_scrolling_sideways(width: int, visit: Callable[..., Any]) -> None:
+    page = visit("usual", {"width": width, "height": 900})
+    beyond = "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+    assert set(page.evaluate(beyond)) == {0}
+
+
+def test_verdict_and_scores_are_seen_on_a_tablet(visit: Callable[..., Any]) -> None:
+    page = visit("usual", {"width": 800, "height": 900})
+    cells = "[...document.querySelectorAll('.results tr > :nth-child(-n + 4)')]"
+    ends = page.evaluate(f"{cells}.map(cell => cell.getBoundingClientRect().right)")
+    assert len(ends) == 4 * (6 + 5)  # a head and the rows of each of two datasets; one has a noise floor
+    assert max(ends) <= 800
+
+
 def test_charts_are_legible_on_a_phone(visit: Callable[..., Any]) -> None:
     page = visit("usual", PHONE)
     sizes = page.evaluate(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pprint
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -21,6 +22,8 @@ from evalswap.errors import ConfigError, StoreError, did_you_mean
 from evalswap.redaction import Redactor
 
 TIME_FORMAT = "%Y%m%d_%H%M%S"
+_RUN_NAME = re.compile(r"\d{8}_\d{6}(_\d+)?")  # as RunFolder.create() names them
+_OTHER_FOLDER = "choose another work folder with -w"
 
 
 class RunFolder:
@@ -45,26 +48,29 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=False)
             except FileExistsError:
                 if not work_dir.is_dir():
-                    raise StoreError(f"{work_dir} is not a folder", "choose another with -w") from None
+                    raise StoreError(f"{work_dir} is not a folder", _OTHER_FOLDER) from None
                 continue
+            except NotADirectoryError as error:
+                raise StoreError(f"{path}: a part of this path is a file, no folder", _OTHER_FOLDER) from error
             except OSError as error:
-                raise StoreError(f"{path}: {error.strerror}", "choose another work folder with -w") from error
+                hint = f"free disk space or make the folder writable, or {_OTHER_FOLDER}"
+                raise StoreError(f"{path}: {error.strerror}", hint) from error
             return cls(path)
         raise StoreError(f"{work_dir}: too many runs in this second")
 
     @classmethod
     def existing(cls, work_dir: Path, name: str) -> RunFolder:
         """Find the folder that ``--reuse`` means. Raises ConfigError if there is none."""
-        known = sorted(p.name for p in work_dir.iterdir() if p.is_dir()) if work_dir.is_dir() else []
+        folders = sorted(p.name for p in work_dir.iterdir() if p.is_dir()) if work_dir.is_dir() else []
+        runs = [folder for folder in folders if _RUN_NAME.fullmatch(folder)]  # compare keeps folders beside them
+        none = "run once without it, or name the work folder of the earlier run with -w"
         if name == "latest":
-            if not known:
-                raise ConfigError(f"--reuse: no earlier run in {work_dir}", "run once without it")
-            return cls(work_dir / known[-1])
-        if name not in known:
-            raise ConfigError(
-                f"--reuse {name}: no such run in {work_dir}",
-                did_you_mean(name, known) or f"runs: {', '.join(known[-5:]) or 'none'}",
-            )
+            if not runs:
+                raise ConfigError(f"--reuse: no earlier run in {work_dir}", none)
+            return cls(work_dir / runs[-1])
+        if name not in folders:  # a run that somebody gave another name may be named
+            hint = did_you_mean(name, folders) or (f"runs: {', '.join(runs[-5:])}" if runs else none)
+            raise ConfigError(f"--reuse {name}: no such run in {work_dir}", hint)
         return cls(work_dir / name)
 
     def write_config(self, experiment: Experiment, redact: Redactor) -> None:

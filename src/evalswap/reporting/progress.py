@@ -77,7 +77,8 @@ class Progress:
             if live is None:
                 await asyncio.sleep(PLAIN_LINES)
                 for label, tally in self._shown.items():
-                    self._print(label, tally)
+                    if tally.done < tally.total:  # the last line is printed by watch(), when its body ends
+                        self._print(label, tally)
             else:
                 live.update(self._bars(), refresh=True)
                 await asyncio.sleep(REDRAW)
