@@ -15,6 +15,7 @@ import pytest
 from multidict import CIMultiDict
 
 from evalswap.engines.openai import OpenAICompatible
+from evalswap.engines.base import EngineLoad
 from evalswap.errors import EngineError
 from evalswap.inference.asking import Asker, Timed
 from evalswap.inference.client import FinalError, HttpClient, TransientError
@@ -363,6 +364,14 @@ def test_windows_start_where_they_are_told() -> None:
     assert LoadWindow(64).size == 64
     with pytest.raises(ValueError, match="at least one"):
         FixedWindow(0)
+
+
+def test_a_window_keeps_the_places_that_the_engine_was_started_with() -> None:
+    late = EngineLoad(running=200, waiting=312)  # told twice, because the engine counts anew only now and then
+    for window, size in ((LoadWindow(768, 512, least=512), 512), (LoadWindow(768, 512), 220)):
+        window.loaded(late, 512)
+        window.loaded(late, 512)
+        assert window.size == size
 
 
 def test_final_errors_know_whom_they_concern() -> None:

@@ -182,6 +182,7 @@ class ManagedEngine(Engine):
     distributions: ClassVar[tuple[str, ...]] = ()  # the Python packages that carry it, any of them
     program: ClassVar[str | None] = None  # the command that it is, where it is no Python package
     health_path: ClassVar[str] = "/health"
+    up_path: ClassVar[str | None] = None  # answered at once by a server that was healthy before; else health_path
     load_path: ClassVar[str | None] = None  # where the engine tells its load; None if it does not
     start_deadline: ClassVar[float] = 1800.0  # seconds; large models load slowly
     stop_grace: ClassVar[float] = 10.0  # seconds to end in, once all is answered and it was told to stop

@@ -76,7 +76,8 @@ BOTH_FILTERS_AT_ONCE = Exclusive(
 class Sglang(ManagedEngine):
     name: ClassVar[str] = "sglang"
     distributions: ClassVar[tuple[str, ...]] = ("sglang",)
-    health_path: ClassVar[str] = "/health_generate"  # answers once a token was generated
+    health_path: ClassVar[str] = "/health_generate"  # answers once a token was generated, after a second at least
+    up_path: ClassVar[str | None] = "/v1/models"
     load_path: ClassVar[str] = "/v1/loads?include=core"
     stop_grace: ClassVar[float] = 1.0  # told to stop, it sleeps for five seconds first
     flag_names: ClassVar[Mapping[str, str]] = {

@@ -150,7 +150,7 @@ class ManagedRun(ModelRun):
         tells = engine.load_path is not None
         window: WindowControl = FixedWindow(places)
         if tells:
-            window = LoadWindow(ceiling=places + max(1, int(places * QUEUE)), start=places)
+            window = LoadWindow(ceiling=places + max(1, int(places * QUEUE)), start=places, least=places)
         return Asker(
             engine,
             [Endpoint(client, supervised=True)],

@@ -88,7 +88,8 @@ class LoadWindow(WindowControl):
 
     An engine that has nothing waiting may be starving, which costs far more than a queue that is a little long; so the
     window grows at once and by half, and shrinks only when much is waiting twice in a row while no more is running
-    than before (a burst of new prompts waits too, but then more and more of them run).
+    than before (a burst of new prompts waits too, but then more and more of them run). Some engines tell their load
+    late, so it never has fewer than ``least`` places: those that the engine itself was started with.
     """
 
     follows_load: ClassVar[bool] = True
@@ -99,8 +100,9 @@ class LoadWindow(WindowControl):
     LEAST = 8  # waiting requests that are never too many
     CACHE_FULL = 0.95  # share of the KV cache from which more requests only push others out
 
-    def __init__(self, ceiling: int, start: int | None = None) -> None:
+    def __init__(self, ceiling: int, start: int | None = None, least: int = 1) -> None:
         super().__init__(ceiling, self.FIRST if start is None else start)
+        self._least = min(least, ceiling)
         self._flooded_at: int | None = None  # how many were running when too many were waiting
 
     def outcome(self, good: bool, in_flight: int) -> None:
@@ -110,7 +112,7 @@ class LoadWindow(WindowControl):
         wanted = max(self.LEAST, int(load.running * self.SPARE))
         if load.waiting > max(4 * self.LEAST, int(load.running * self.FLOOD)):
             if self._flooded_at is not None and load.running <= self._flooded_at:
-                self.size = max(1, min(self.size, load.running + wanted))
+                self.size = max(self._least, min(self.size, load.running + wanted))
             self._flooded_at = load.running
             return
         self._flooded_at = None

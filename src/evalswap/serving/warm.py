@@ -51,12 +51,12 @@ def fingerprint(prepared: PreparedEngine) -> str:
 class WarmServer:
     """A server of ``evalswap serve``: to a run what a ManagedServer is, but it neither starts nor stops it."""
 
-    def __init__(self, entry: Registration, health_path: str, deadline: float) -> None:
+    def __init__(self, entry: Registration, up_path: str, deadline: float) -> None:
         self.entry = entry
         self.name = entry.engine
         self.log_path = Path(entry.log)
         self.start_seconds: float | None = 0.0
-        self._health_path = health_path
+        self._up_path = up_path
         self._deadline = deadline  # seconds that one which is still starting may take
 
     @property
@@ -85,7 +85,7 @@ class WarmServer:
             self.entry = known
             if time.monotonic() - began > self._deadline:
                 raise EngineError(f"{self._title} was not ready after {self._deadline:g} s", self._what_to_do)
-        if problem := await asyncio.to_thread(doubt, self.entry, self._health_path):
+        if problem := await asyncio.to_thread(doubt, self.entry, self._up_path):
             raise EngineError(f"{self._title} cannot be used: {problem}", self._what_to_do)
         self.start_seconds = time.monotonic() - began
 
@@ -123,27 +123,28 @@ def find_warm(prepared: PreparedEngine, say: Callable[[str], None]) -> WarmServe
         say(f"no warm server is looked for: {error.message}")
         return None
     engine, model = prepared.engine, prepared.facts()["model"]
+    up_path = engine.up_path or engine.health_path
     for entry in sorted(served, key=lambda entry: not entry.ready):
         if (entry.engine, entry.facts.get("model")) != (engine.name, model):
             continue
         problem = misfit(entry, prepared)
         if problem is None and entry.ready:
-            problem = doubt(entry, engine.health_path)
+            problem = doubt(entry, up_path)
         if problem is not None:
             say(f"the warm {entry.engine} '{entry.name}' is not used: {problem}")
         elif entry.ready:
             say(f"using the warm {entry.engine} {entry.version} at {entry.url} (serving since {entry.since_text})")
-            return WarmServer(entry, engine.health_path, engine.start_deadline)
+            return WarmServer(entry, up_path, engine.start_deadline)
         else:
             say(f"waiting for the {entry.engine} {entry.version} that evalswap serve (process {entry.pid}) is starting")
-            return WarmServer(entry, engine.health_path, engine.start_deadline)
+            return WarmServer(entry, up_path, engine.start_deadline)
     return None
 
 
-def doubt(entry: Registration, health_path: str) -> str | None:
+def doubt(entry: Registration, up_path: str) -> str | None:
     """Say why a registered server is not to be used; None if it is proven to be what it is said to be."""
     problem = _unproven(entry)
-    if problem is None and get(entry.url, health_path, HEALTH_SECONDS) is None:
+    if problem is None and get(entry.url, up_path, HEALTH_SECONDS) is None:
         problem = f"{entry.url} does not answer that it is healthy"
     return problem
 
