@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from evalswap.engines.openai import OpenAICompatible
 from evalswap.engines.base import EngineLoad
+from evalswap.engines.openai import OpenAICompatible
 from evalswap.errors import EngineError
 from evalswap.inference.asking import Asker, Timed
 from evalswap.inference.client import FinalError, HttpClient, TransientError
