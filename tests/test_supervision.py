@@ -65,13 +65,14 @@ class Lab:
     def orders(self, **orders: Any) -> None:
         (self.notes / "orders.json").write_text(json.dumps(orders))
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, command: str = "run") -> subprocess.Popen[str]:
         path = os.pathsep.join(filter(None, [str(self.folder / "site"), os.environ.get("PYTHONPATH")]))
         env = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "FRAIL": str(self.notes)}
         env["EVALSWAP_HOME"] = str(self.folder / "home")
-        command = [sys.executable, "-m", "evalswap", "run", str(self.config), "-a", "frail", "-w", str(self.work)]
+        words = [sys.executable, "-m", "evalswap", command, str(self.config), "-a", "frail"]
+        place = ["-w", str(self.work)] if command == "run" else []
         return subprocess.Popen(
-            [*command, *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*words, *place, *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     def run(self, *arguments: str) -> tuple[int, str]:
@@ -99,6 +100,16 @@ class Lab:
         (record,) = json.loads((sorted(self.work.glob("2*"))[-1] / "run.json").read_text())["models"].values()
         return record
 
+    def served(self) -> dict[str, Any]:
+        """Return the registration of what is served, as soon as it is ready."""
+        deadline = time.monotonic() + 60
+        while True:
+            for file in (self.folder / "home" / "servers").glob("*.json"):
+                if (entry := json.loads(file.read_text()))["ready"]:
+                    return entry
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
@@ -115,6 +126,30 @@ def test_one_that_dies_is_started_again(lab: Lab) -> None:
     assert len(lab.said("starts")) == 2
     assert lab.record()["restarts"] == 1
     assert set(Counter(lab.said("answered")).values()) == {1}  # what was answered was not asked again
+
+
+def test_runs_use_the_tokenizers_that_are_kept_beside_an_engine(lab: Lab) -> None:
+    with lab.start(command="serve") as kept:
+        entry = lab.served()
+        socket = Path(entry["tokenizers"])
+        assert socket.is_socket()
+        mine = f"/proc/{kept.pid}/task/{kept.pid}/children"
+        (process,) = [
+            int(pid)
+            for pid in Path(mine).read_text().split()
+            if "tokenizer_process" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+        for rows in ("20", str(ROWS)):  # the second time with that process dead
+            output, _ = lab.start("--limit", rows).communicate(timeout=60)
+            assert "using the warm frail" in output, output
+            assert entry["tokenizers_key"] not in output
+            assert lab.results()["accuracy"] == 100.0
+            if rows == "20":
+                os.kill(process, signal.SIGKILL)
+        kept.send_signal(signal.SIGINT)
+        assert kept.wait(20) == 0
+    assert not socket.parent.exists()
+    lab.nothing_is_left()
 
 
 def test_one_that_hangs_is_started_again(lab: Lab) -> None:

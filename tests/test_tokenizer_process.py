@@ -17,8 +17,9 @@ import pytest
 from evalswap.errors import ConfigError, EvalswapError, ModelFilesError
 from evalswap.plan import PromptPlan, Role
 from evalswap.prompting.tokenizer import Tokenizer
-from evalswap.prompting.tokenizer_process import TokenizerProcess
+from evalswap.prompting.tokenizer_process import KeptTokenizers, TokenizerProcess
 from evalswap.prompting.transformers_tokenizer import TransformersTokenizer
+from evalswap.records import TokenizerAddress
 
 ROLES = (Role("HUMAN", "user"), Role("BOT", "assistant", generate=True))
 WORDS = ["<unk>", "</s>", "<user>", "What", "is", "plus", *map(str, range(10))]
@@ -120,28 +121,74 @@ def test_ctrl_c_is_for_the_command_and_a_kill_is_told(folder: Path) -> None:
         os.kill(child, signal.SIGINT)
         assert tokenizer.count("What is 1") == 3
         os.kill(child, signal.SIGKILL)
-        with pytest.raises(EvalswapError, match=r"the tokenizer's process was killed \(SIGKILL\)") as caught:
+        with pytest.raises(EvalswapError, match=rf"the tokenizer's process {child} was lost") as caught:
             tokenizer.count("What is 1")
         assert "memory" in (caught.value.hint or "")
-        with pytest.raises(EvalswapError, match="was killed"):  # and again, without waiting
+        with pytest.raises(EvalswapError, match="was lost"):  # and again, without waiting
             tokenizer.decode([3], skip_special_tokens=False)
 
 
-def test_it_never_outlives_the_command(folder: Path) -> None:
+BEGIN = "from evalswap.prompting.tokenizer_process import TokenizerProcess; TokenizerProcess().begin()"
+KEEP = "from evalswap.prompting.tokenizer_process import KeptTokenizers; k = KeptTokenizers(); at = k.address()"
+
+
+@pytest.mark.parametrize("statement", [BEGIN, KEEP])
+def test_it_never_outlives_the_command(statement: str) -> None:
     program = (
-        "import sys, time; from evalswap.prompting.tokenizer_process import TokenizerProcess; "
-        "process = TokenizerProcess(); process.begin(); "
-        "print(open(f'/proc/self/task/{__import__(\"os\").getpid()}/children').read(), flush=True); time.sleep(60)"
+        f"import os, time; at = None; {statement}; "
+        "print(open(f'/proc/self/task/{os.getpid()}/children').read(), at and at.path, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as command:
         assert command.stdout is not None
-        child = int(command.stdout.readline())
-        assert alive(child)
+        child, path = command.stdout.readline().split()
+        assert alive(int(child))
         command.kill()  # no chance to put anything away
     deadline = time.monotonic() + 30
-    while alive(child):
-        assert time.monotonic() < deadline, "the process is still there"
+    while alive(int(child)) or (Path(path).parent.name.startswith("evalswap-") and Path(path).parent.exists()):
+        assert time.monotonic() < deadline, "something is left"
         time.sleep(0.05)
+
+
+def test_a_kept_process_is_used_instead_of_one_of_our_own(folder: Path) -> None:
+    before = children()
+    with KeptTokenizers() as tokenizers:
+        address = tokenizers.address()
+        assert address is not None
+        assert Path(address.path).parent.stat().st_mode & 0o077 == 0
+        (kept,) = children() - before
+        for _ in range(2):  # of two commands, one after the other
+            with TokenizerProcess() as process:
+                process.begin()
+                tokenizer = process.load(plan_of(folder), kept=address)
+                assert children() - before == {kept}  # the own one has ended
+                (prompt,) = tokenizer.prompts([user("What is 1")], plan_of(folder), None)
+                assert prompt.token_ids == (2, 3, 4, 7, 1)
+                assert tokenizer.decode([3, 4], skip_special_tokens=False) == "What is"
+        with TokenizerProcess() as process:
+            stranger = TokenizerAddress(address.path, "00" * 32)
+            assert process.load(plan_of(folder), kept=stranger).count("What is 1") == 3
+            assert len(children() - before) == 2  # nobody is answered without the key
+            assert process.load(plan_of(folder), kept=address).count("What is 1") == 3
+        with TokenizerProcess() as process:
+            tokenizer = process.load(plan_of(folder), kept=address)
+            os.kill(kept, signal.SIGKILL)
+            with pytest.raises(EvalswapError, match="which evalswap serve keeps, was lost"):
+                tokenizer.count("What is 1")
+            assert process.load(plan_of(folder), kept=address).count("What is 1") == 3  # by one of our own
+    assert children() <= before
+    assert not Path(address.path).parent.exists()  # though the process was killed
+
+
+def test_a_kept_process_of_another_version_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with KeptTokenizers() as tokenizers:
+        address = tokenizers.address()
+        before = children()
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1")  # of this process alone
+        with TokenizerProcess() as process:
+            assert process.load(plan_of(folder), kept=address).count("What is 1") == 3
+            assert len(children() - before) == 1
+    assert address is not None
+    assert not Path(address.path).parent.exists()
 
 
 def test_what_lies_in_the_folder_that_a_command_is_started_in_is_not_imported(folder: Path, tmp_path: Path) -> None:

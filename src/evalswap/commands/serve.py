@@ -54,6 +54,7 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _keep(arguments: argparse.Namespace, console: Console) -> int:
+    from evalswap.prompting.tokenizer_process import KeptTokenizers
     from evalswap.redaction import Redactor, secrets_in
     from evalswap.reporting.serve_screen import show_end, show_served, show_start
     from evalswap.serving.launching import Workload, prepare_engine
@@ -70,13 +71,12 @@ def _keep(arguments: argparse.Namespace, console: Console) -> int:
     if entry.pid != os.getpid():
         return _there_already(entry, prepared.engine.health_path, console)
     show_start(console, entry)
-    asyncio.run(
-        standing.serve(
-            entry,
-            redact,
-            lambda ready, seconds: show_served(console, ready, seconds, exposed=ready.host not in LOOPBACK_HOSTS),
-        )
-    )
+
+    def announce(ready: Registration, seconds: float) -> None:
+        show_served(console, ready, seconds, exposed=ready.host not in LOOPBACK_HOSTS)
+
+    with KeptTokenizers() as tokenizers:
+        asyncio.run(standing.serve(entry, redact, announce, tokenizers.address))
     show_end(console, entry)
     return EXIT_OK
 

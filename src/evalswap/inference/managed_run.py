@@ -37,7 +37,8 @@ class ManagedRun(ModelRun):
         # The engine loads while prompts are rendered, unless everything may be stored already.
         if not self._knows_answers():
             await supervisor.start()
-        tokenizer = await asyncio.to_thread(self.context.tokenizers.load, self.plan.prompt, plan.revision)
+        kept = supervisor.server.tokenizers
+        tokenizer = await asyncio.to_thread(self.context.tokenizers.load, self.plan.prompt, plan.revision, kept)
         pending = await self._prepare(prepared.engine, prepared.checkpoint, tokenizer, prepared.launch.context_len)
         if not pending.open:
             return

@@ -57,6 +57,8 @@ class Registration:
     port: int = 0
     keeper: int = 0  # the process above the engine
     ready: bool = False
+    tokenizers: str = ""  # the socket of the process that keeps tokenizers, if there is one
+    tokenizers_key: str = ""
 
     @property
     def url(self) -> str:

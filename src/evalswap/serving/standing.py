@@ -15,6 +15,7 @@ from typing import Any
 from evalswap import __version__
 from evalswap.engines.base import LOOPBACK
 from evalswap.errors import EngineError
+from evalswap.records import TokenizerAddress
 from evalswap.serving import keeper, processes
 from evalswap.serving.launching import PreparedEngine
 from evalswap.serving.registrations import Registration, register, this_machine, unregister, update
@@ -61,12 +62,16 @@ class Standing:
         return register(new, lambda entry: misfit(entry, prepared) is None)
 
     async def serve(
-        self, entry: Registration, redact: Callable[[str], str], announce: Callable[[Registration, float], None]
+        self,
+        entry: Registration,
+        redact: Callable[[str], str],
+        announce: Callable[[Registration, float], None],
+        tokenizers: Callable[[], TokenizerAddress | None] = lambda: None,
     ) -> None:
         """Start the engine and serve until a signal says stop; then nothing of it is left.
 
-        ``announce`` is called once it is ready, with the seconds that it took. Raises EngineError if the
-        engine does not start, or dies.
+        ``tokenizers`` says where they are kept. ``announce`` is called once it is ready, with the seconds that
+        it took. Raises EngineError if the engine does not start, or dies.
         """
         told = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -79,6 +84,8 @@ class Standing:
             if await _unless(told, server.ready()):
                 return
             entry = dataclasses.replace(entry, port=server.port, keeper=server.pid, ready=True)
+            if (kept := tokenizers()) is not None:
+                entry = dataclasses.replace(entry, tokenizers=kept.path, tokenizers_key=kept.key)
             update(entry)
             announce(entry, server.start_seconds or 0.0)
             if not await _unless(told, server.wait_dead()):

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from evalswap import __version__
 from evalswap.errors import EngineError
+from evalswap.records import TokenizerAddress
 from evalswap.serving import keeper, processes
 from evalswap.serving.registrations import Registration, registrations, reread
 
@@ -56,6 +57,7 @@ class WarmServer:
         self.name = entry.engine
         self.log_path = Path(entry.log)
         self.start_seconds: float | None = 0.0
+        self.tokenizers = TokenizerAddress(entry.tokenizers, entry.tokenizers_key) if entry.tokenizers else None
         self._up_path = up_path
         self._deadline = deadline  # seconds that one which is still starting may take
 
