@@ -111,6 +111,48 @@ def test_an_engine_that_is_not_there(home: Path, demo_model: Path, capsys: pytes
         assert of(model, about)[0][0] == "good"
 
 
+@pytest.mark.parametrize(
+    ("words", "missing", "refused"),
+    [
+        (["lmdeploy", "--model-kwargs", "dtype=float32"], "lmdeploy is not installed", "lmdeploy has no float32"),
+        (["llamacpp", "--peft-path", "my/adapter"], "llamacpp needs llama-server", "my/adapter is no GGUF file"),
+    ],
+)
+def test_an_engine_that_is_not_there_and_could_not_do_it(
+    words: Sequence[str], missing: str, refused: str,
+    home: Path, demo_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("EVALSWAP_LLAMACPP_SERVER", raising=False)
+    monkeypatch.setenv("PATH", str(home))
+    code, model = check(capsys, "--hf-path", demo_model, "--datasets", "demo", "-a", *words)
+    assert code == 1
+    first, second = of(model, "engine")
+    assert (first[0], second[0]) == ("problem", "problem")
+    assert missing in first[1]
+    assert refused in second[1]
+
+
+def test_an_adapter_that_vllm_cannot_load_is_said_once(
+    home: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, version in (("vllm", "0.26.0"), ("torch", "2.11.0")):
+        info = tmp_path / "site" / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.setattr("evalswap.serving.environments.has_cuda", lambda: True)
+    words = ["--hf-path", demo_model, "--datasets", "demo", "-a", "vllm", "--peft-path", tmp_path]
+    code, model = check(capsys, *words, "--model-kwargs", "dtype=float32")
+    assert code == 1
+    (there, problem) = of(model, "engine")
+    assert there[1].startswith("vllm 0.26.0 on cuda")
+    assert problem == (
+        "problem",
+        "vllm loads no adapter in float32 on a GPU: its LoRA kernels take half precision only",
+    )
+    assert not of(model, "start")
+    assert of(model, "sampling")[0][0] == "good"
+
+
 def test_a_model_that_is_not_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, model = check(capsys, "--hf-path", "/no/such/model", "--datasets", "demo", "-a", "toy")
     assert code == 1

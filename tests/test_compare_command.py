@@ -228,6 +228,9 @@ def test_hostile_text_of_another_tool_is_only_text(tmp_path: Path, compare: Any)
         (["missing.py", "-a", "hf,vlm"], "did you mean 'vllm'?"),
         ([], "nothing to compare"),
         ([".", "-a", "hf,vllm"], "-a names the engines"),
+        ([".", ".", "--limit", "3"], "--limit is for engines to run"),
+        ([".", ".", "-w", "elsewhere"], "--work-dir is for engines to run"),
+        ([".", ".", "--pad-token-id", "0"], "--pad-token-id is for engines to run"),
         (["eval.py", "-a", "hf,vllm", "--engine-args", "sglang.x=1"], "whose flag is it"),
     ],
 )
@@ -258,7 +261,7 @@ def test_fourteen_thousand_rows_are_compared(tmp_path: Path) -> None:
         [sys.executable, "-m", "evalswap", "compare", *runs], capture_output=True, text=True, check=True,
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
-    assert "of 14000 outputs differ" in done.stdout
+    assert "of 14,000 outputs differ" in done.stdout
 
 
 def test_report_writes_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,7 +143,7 @@ def test_outputs_part_where_they_first_differ(
 @pytest.mark.parametrize(
     ("compared", "identical", "counts", "line"),
     [
-        (1319, 1262, {"near-tie": 55, "stop": 2}, "57 of 1319 outputs differ: 55 at near-ties, 2 at stop handling"),
+        (1319, 1262, {"near-tie": 55, "stop": 2}, "57 of 1,319 outputs differ: 55 at near-ties, 2 at stop handling"),
         (8, 8, {}, "all 8 outputs are identical"),
         (8, 8, {"extraction": 1}, "all 8 outputs are identical; 1 by extraction"),
         (0, 0, {}, "no row was answered by both"),

@@ -330,7 +330,8 @@ def test_the_api_config_of_the_issue() -> None:
     assert made.sampling.apply_generation_config is False
     assert (made.prompt.max_seq_len, made.prompt.overlong) == (4096, "error")
     assert made.prompt.tokenizer_path == "meta-llama/Meta-Llama-3-8B-Instruct"
-    assert "1 requests a second" in row(made, "query_per_second")[1]
+    assert "at most 1 request a second," in row(made, "query_per_second")[1]
+    assert row(made, "rpm_verbose") == ("evalswap", "the progress line shows the requests of the last minute")
 
 
 def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,15 @@ def test_flags_of_every_kind() -> None:
     assert made == ["--a-b", "1", "--c-d", "--g", '{"h": [1]}', "--i", "x", "2"]
 
 
+@pytest.mark.parametrize(("name", "words"), [("vllm", ["--no-on-by-default"]), ("llamacpp", ["--no-on-by-default"]),
+                                             ("sglang", []), ("lmdeploy", []), ("transformers", [])])  # fmt: skip
+def test_a_flag_can_be_switched_off(name: str, words: list[str], model: Path) -> None:
+    command = managed_engine(name).command(launch(model, engine_args={"on_by_default": False}), Path("x"), 1)
+    assert [word for word in command if "on-by-default" in word] == words
+    assert "False" not in command
+    assert not any(word.startswith("--no-") for word in command if word not in words)
+
+
 def test_a_number_is_wanted(model: Path) -> None:
     with pytest.raises(ConversionError, match="--engine-args max_num_seqs=many: a whole number is wanted"):
         managed_engine("vllm").window(launch(model, engine_args={"max_num_seqs": "many"}))
@@ -218,6 +227,20 @@ def test_sglang_has_no_float32_on_a_gpu(model: Path) -> None:
     with pytest.raises(ConversionError, match="no float32 on a GPU"):
         engine.configured(LaunchPlan("m", dtype="float32"), "cuda")
     engine.configured(LaunchPlan("m", dtype="float32"), "cpu")
+
+
+def test_vllm_loads_no_adapter_in_float32_on_a_gpu(model: Path) -> None:
+    (model / "adapter_config.json").write_text('{"r": 8}')
+    engine, adapter = managed_engine("vllm"), str(model)
+    refused = "vllm loads no adapter in float32 on a GPU"
+    with pytest.raises(ConversionError, match=refused) as caught:
+        engine.configured(LaunchPlan("m", dtype="float32", peft_path=adapter), "cuda")
+    assert "dtype=bfloat16" in (caught.value.hint or "")
+    with pytest.raises(ConversionError, match=refused):
+        command("vllm", launch(model, dtype="float32", peft_path=adapter))  # the checkpoint's own
+    for device, dtype, path in (("cpu", "float32", adapter), ("cuda", "bfloat16", adapter), ("cuda", "float32", None)):
+        engine.configured(LaunchPlan("m", dtype=dtype, peft_path=path), device)
+        assert command("vllm", launch(model, device, dtype=dtype, peft_path=path))["--dtype"] == dtype
 
 
 # ---- how much an engine makes ready before the first question

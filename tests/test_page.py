@@ -78,7 +78,7 @@ def test_the_model_is_named(page: Page) -> None:
 def test_each_engine_has_its_reasons_its_failures_and_its_proof(page: Page) -> None:
     assert "The contract is broken: stop ids differ, and with them where an answer ends." in page.text
     assert "1,315 of 1,319 answered, 4 failed" in page.text
-    assert "57 of 1319 outputs differ: 49 at near-ties, 3 at stop handling" in page.text
+    assert "57 of 1,319 outputs differ: 49 at near-ties, 3 at stop handling" in page.text
     assert "32 of 32 outputs are identical in float32: prompts, stops and sampling are wired the same" in page.text
     assert "skipped: the engine has no fp32 kernels for this model" in page.text
     assert "31 of 32 outputs are identical in float32; the first that is not is a bug to look at: row" in page.text

@@ -96,7 +96,8 @@ class Checker:
         beside = plan.engine == "llamacpp" and plan.prompt.tokenizer_path == launch.path
         usable = _settled(check, tokenizer, Path(launch.path).expanduser() if beside else None)
         longest = self._datasets(check, plan, engine, checkpoint, usable, context_len)
-        warm = self._start(check, prepared) if prepared is not None else False
+        refused = any(finding.about == "engine" for finding in check.problems)  # it is there, but not for this plan
+        warm = self._start(check, prepared) if prepared is not None and not refused else False
         if loaded is not None and not warm:
             judge_memory(check, loaded, gpus.result(), longest)
         self._work(check, plan)
@@ -104,11 +105,11 @@ class Checker:
     def _engine(
         self, check: ModelCheck, plan: ModelPlan, launch: LaunchPlan
     ) -> tuple[ManagedEngine | None, Interpreter | None]:
+        """Return the engine and what would run it, None where there is none; say what is wrong with either."""
         engine = found = None
         try:
-            engine = managed_engine(plan.engine, launch)
+            engine = managed_engine(plan.engine)
             found = find_engine(engine, self.engine_python)
-            engine = engine.configured(launch, found.device)
             check.good("engine", f"{engine.name} {found.version} on {found.device}, {found.path} ({found.source})")
             check.figures["engine"] = {
                 "version": found.version,
@@ -119,6 +120,11 @@ class Checker:
             }
         except EvalswapError as error:
             check.failed("engine", error)
+        if engine is not None:
+            try:
+                engine = engine.configured(launch, found.device if found else None)
+            except EvalswapError as error:
+                check.failed("engine", error)
         return engine, found
 
     def _architecture(self, check: ModelCheck, prepared: PreparedEngine) -> None:

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class KeyValues(argparse.Action):
-    """``--generation-kwargs temperature=0.6 do_sample=True``: Python literals, or text."""
+    """``--generation-kwargs temperature=0.6 do_sample=true``: Python literals, ``true`` and ``false``, or text."""
 
     def __call__(
         self,
@@ -51,9 +51,11 @@ class KeyValues(argparse.Action):
 
 
 def _literal(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what its documentation names
         return text
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalswap.commands.arguments import positive
-from evalswap.commands.selection import add_engine, add_selection, plan_models
+from evalswap.commands.selection import HF_OPTIONS, add_engine, add_selection, plan_models
 from evalswap.errors import EXIT_FAILED, EXIT_OK, ConfigError, EvalswapError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ DEFAULT_WORK_DIR = "outputs/default"
 REFERENCE = "transformers"
 PROOF_ROWS = 32
 PAGE_NAME = "report.html"
+OF_ENGINES = ("work_dir", "limit", "engine_args", "engine_python", "api_base", "api_model", *HF_OPTIONS)
 FAILING = {"different": ("different",), "not-equivalent": ("different", "inconclusive")}
 
 
@@ -153,11 +154,11 @@ def _read_runs(arguments: argparse.Namespace) -> list[list[Side]]:
     from evalswap.comparing.sides import read_sides
 
     paths = [path for path in (arguments.config, *arguments.runs) if path is not None]
-    for name in ("limit", "engine_args", "engine_python", "api_base"):
-        if getattr(arguments, name):
-            raise ConfigError(f"--{name.replace('_', '-')} is for engines to run; these runs are finished")
     if not paths:
         raise ConfigError("nothing to compare", "give a config and -a hf,vllm, or two run folders")
+    for name in OF_ENGINES:
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is for engines to run; these runs are finished")
     return [read_sides(path) for path in paths]
 
 

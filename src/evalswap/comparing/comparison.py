@@ -236,14 +236,14 @@ def _about_answers(reference: Side, side: Side, rows: Sequence[int]) -> list[str
         if who.unanswered:
             why = "; ".join(f"row {row}: {text}" for row, text in list(who.failures.items())[:SHOWN_FAILURES])
             sentences.append(
-                f"{len(who.unanswered)} of {len(who.rows)} questions have no answer in {who.model}"
+                f"{len(who.unanswered):,} of {len(who.rows):,} questions have no answer in {who.model}"
                 + (f" ({why})" if why else "")
                 + "; they are left out, not counted as wrong."
             )
     cut = [sum(who.outputs[row].finish == "length" for row in rows) for who in (reference, side)]
     told = all(who.outputs[row].finish for who in (reference, side) for row in rows)
     if told and abs(cut[0] - cut[1]) > DIFFERENT_LENGTHS * len(rows):
-        sentences.append(f"{cut[1]} answers are cut off at the longest length, {cut[0]} of the reference's.")
+        sentences.append(f"{cut[1]:,} answers are cut off at the longest length, {cut[0]:,} of the reference's.")
     return sentences
 
 
@@ -282,7 +282,7 @@ def _with_verdict(
     if statistics and statistics.excess_flips is not None and floor and floor.statistics:
         flips = floor.statistics.right_to_wrong + floor.statistics.wrong_to_right
         reasons += (
-            f"The reference flips {flips} of {floor.statistics.rows} against itself ({floor.contender.name}); "
+            f"The reference flips {flips:,} of {floor.statistics.rows:,} against itself ({floor.contender.name}); "
             f"beyond that noise are {statistics.excess_flips:+.0f} flips.",
         )
     return dataclasses.replace(against, statistics=statistics, verdict=verdict, reasons=(*reasons, *against.reasons))

@@ -155,13 +155,13 @@ def _prompts(sides: _Sides, pairs: _Pairs) -> Iterator[ContractItem]:
     if all(output.prompt_ids is not None for outputs in of_sides for output in outputs):
         changed = sum(a.prompt_ids != b.prompt_ids for a, b in pairs)
         lengths = [f"{sum(len(output.prompt_ids or b'') for output in outputs) // 4:,} tokens" for outputs in of_sides]
-        note = f"{changed} of {len(pairs)} prompts differ" if changed else f"the same in all {len(pairs)} prompts"
+        note = f"{changed:,} of {len(pairs):,} prompts differ" if changed else f"the same in all {len(pairs):,} prompts"
         yield _item("prompt token ids", lengths, kept=not changed, note=note)
     else:
         known = [all(output.prompt_ids is not None for output in outputs) for outputs in of_sides]
         changed = sum(a.prompt != b.prompt for a, b in pairs)
         # Another tool may record the prompt with its template or without: another text is no proof of anything.
-        note = f"as text {changed} of {len(pairs)} prompts differ" if changed else "the questions are the same text"
+        note = f"as text {changed:,} of {len(pairs):,} prompts differ" if changed else "the questions are the same text"
         yield _not_told("prompt token ids", ["known" if ids else None for ids in known], note)
     if any("prompts" in side.facts for side in sides) and all(side.facts for side in sides):
         yield _item("prompts go as", [side.facts.get("prompts", BY_EVALSWAP) for side in sides])

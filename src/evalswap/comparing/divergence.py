@@ -166,7 +166,7 @@ class Differ:
 
 
 def summed_up(compared: int, identical: int, counts: Mapping[str, int]) -> str:
-    """Return a side's differences in one line: '57 of 1319 outputs differ: 55 at near-ties, 2 at stop handling'."""
+    """Return a side's differences in one line: '57 of 1,319 outputs differ: 55 at near-ties, 2 at stop handling'."""
     words = {
         "ids": "with other prompt ids",
         "stop": "at stop handling",
@@ -177,10 +177,10 @@ def summed_up(compared: int, identical: int, counts: Mapping[str, int]) -> str:
     if not compared:
         return "no row was answered by both"
     kinds = sorted((kind for kind in DIFFERENCE_CLASSES if counts.get(kind)), key=lambda kind: -counts[kind])
-    causes = ", ".join(f"{counts[kind]} {words[kind]}" for kind in kinds)
+    causes = ", ".join(f"{counts[kind]:,} {words[kind]}" for kind in kinds)
     if compared == identical:
-        return f"all {compared} outputs are identical" + (f"; {causes}" if causes else "")
-    return f"{compared - identical} of {compared} outputs differ" + (f": {causes}" if causes else "")
+        return f"all {compared:,} outputs are identical" + (f"; {causes}" if causes else "")
+    return f"{compared - identical:,} of {compared:,} outputs differ" + (f": {causes}" if causes else "")
 
 
 def _part_texts(ours: str, theirs: str) -> Parting:

@@ -76,7 +76,7 @@ def _flips(statistics: PairedStatistics) -> str:
         return "answers do not flip"
     test = "exact McNemar" if statistics.groups is None else f"t test, errors clustered in {statistics.groups} groups"
     holm = "" if p == statistics.mcnemar_p else ", after Holm"
-    return f"flips are {worse} right→wrong and {better} wrong→right: by chance alone p {_p(p)} ({test}{holm})"
+    return f"flips are {worse:,} right→wrong and {better:,} wrong→right: by chance alone p {_p(p)} ({test}{holm})"
 
 
 def _points(margin: float) -> str:

@@ -49,9 +49,8 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
     if spec.query_per_second is None:
         table.add("query_per_second (unset)", "", "no rate limit")
     else:
-        note = (
-            f"at most {spec.query_per_second:g} requests a second, however fast the server is: raise it for a local one"
-        )
+        most = f"{spec.query_per_second:g} request{'' if spec.query_per_second == 1 else 's'} a second"
+        note = f"at most {most}, however fast the server is: raise it for a local one"
         table.add(f"query_per_second={spec.query_per_second:g}", "rate limit", note)
     engine_arg_rows(options, table)
     generation_kwargs = dict(spec.generation_kwargs)

@@ -32,7 +32,7 @@ SETTLED: Mapping[str, tuple[str, str]] = {
     "retry": ("evalswap", "a request that fails is sent again"),
     "timeout": ("evalswap", "seconds until a request counts as failed"),
     "org": ('"OpenAI-Organization"', "the first of them"),
-    "rpm_verbose": ("", "the progress line shows the rate"),
+    "rpm_verbose": ("evalswap", "the progress line shows the requests of the last minute"),
     "verbose": ("", "the run's log has every failure"),
     "think_tag": ("put between reasoning and answer", ""),
     "extra_body": ("merged into each request", "what it says wins over the sampling block"),

@@ -17,21 +17,25 @@ def given(engine_args: Mapping[str, Any]) -> dict[str, Any]:
     return {key.lstrip("-").replace("-", "_"): value for key, value in engine_args.items()}
 
 
-def flags(arguments: Mapping[str, Any]) -> list[str]:
+def flags(arguments: Mapping[str, Any], *, negatable: bool = False) -> list[str]:
     """Return ``--engine-args`` as command-line flags.
 
-    True is a bare flag, False and None leave it out, a dict is JSON, a list several words.
+    True is a bare flag, None leaves it out, a dict is JSON, a list several words. False leaves it out, too, unless
+    the engine's flags are ``negatable``: some of them are on by default then, and ``--no-…`` switches them off.
     """
     words: list[str] = []
     for key, value in arguments.items():
-        flag = f"--{key.lstrip('-').replace('_', '-')}"
+        name = key.lstrip("-").replace("_", "-")
+        flag = f"--{name}"
         if value is True:
             words.append(flag)
+        elif value is False:
+            words += [f"--no-{name}"] if negatable else []
         elif isinstance(value, Mapping):
             words += [flag, json.dumps(value)]
         elif isinstance(value, (list, tuple)):
             words += [flag, *map(str, value)]
-        elif value is not False and value is not None:
+        elif value is not None:
             words += [flag, str(value)]
     return words
 

@@ -153,5 +153,5 @@ def _check_dtype(dtype: str) -> None:
         raise ConversionError(
             "lmdeploy has no float32",
             "choose model_kwargs=dict(dtype='bfloat16') (--model-kwargs dtype=bfloat16), "
-            "or an engine that has float32: transformers, vllm, sglang, llamacpp",
+            "or an engine that has float32: transformers, vllm, llamacpp",
         )

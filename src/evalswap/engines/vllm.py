@@ -30,6 +30,7 @@ from evalswap.engines.flags import flags, given, kept_caches, number, own_enviro
 from evalswap.engines.prometheus import read_load
 from evalswap.engines.start_modes import graph_sizes, start_mode
 from evalswap.errors import ConversionError
+from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, FinishReason, Request
 
 WINDOW_CPU, WINDOW_GPU = 64, 512  # requests in flight; of each GPU
@@ -93,7 +94,12 @@ class Vllm(ManagedEngine):
         ),
     )
 
+    def configured(self, plan: LaunchPlan, device: str | None = None) -> Vllm:
+        _check_adapter(plan.peft_path, plan.dtype, device)
+        return self
+
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
+        _check_adapter(launch.peft_path, launch.dtype, launch.device)
         asked = given(launch.engine_args)
         own: dict[str, Any] = {
             "served_model_name": BASE_NAME if launch.peft_path else SERVED_NAME,
@@ -101,7 +107,7 @@ class Vllm(ManagedEngine):
             "max_model_len": launch.context_len,
             "max_num_seqs": self.window(launch),
             "generation_config": "vllm",  # never the model's defaults: the sampling block is complete
-            "trust_remote_code": launch.trust_remote_code,
+            "trust_remote_code": launch.trust_remote_code or None,
             "seed": 0,
             "enable_prompt_tokens_details": True,
             "disable_uvicorn_access_log": True,
@@ -122,7 +128,7 @@ class Vllm(ManagedEngine):
         asked.pop("start_mode", None)
         if mode is not None:
             own |= _mode_flags(mode, self.window(launch))
-        return [str(python), "-m", *start, *flags(own | asked)]
+        return [str(python), "-m", *start, *flags(own | asked, negatable=True)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         env = own_environment(launch) | {
@@ -170,6 +176,15 @@ class Vllm(ManagedEngine):
 
     def read_load(self, content: str) -> EngineLoad | None:
         return read_load(content, "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+
+
+def _check_adapter(adapter: str | None, dtype: str, device: str | None) -> None:
+    if adapter and dtype == "float32" and device == "cuda":
+        raise ConversionError(
+            "vllm loads no adapter in float32 on a GPU: its LoRA kernels take half precision only",
+            "choose model_kwargs=dict(dtype='bfloat16') (--model-kwargs dtype=bfloat16), or run without -a: "
+            "transformers has float32 there",
+        )
 
 
 def _mode_flags(mode: str, window: int) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _row(against: Against) -> list[str]:
 def _own(contender: Contender) -> list[str]:
     score = number(contender.score) + (f" ({span(contender.interval)})" if contender.interval else "")
     if contender.answered < contender.total:
-        score += f", partial: {contender.answered} of {contender.total}"
+        score += f", partial: {contender.answered:,} of {contender.total:,}"
     engine = contender.engine if contender.engine.startswith(contender.name) else contender.name
     return ["\n".join([engine, ", ".join(filter(None, (contender.dtype, contender.device)))]).strip(), score]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHORTEST_TIME = 0.05  # seconds
 WALL_TIMES = {
     "load": "load",
-    "wait": "engine start",
+    "wait": "waiting for the engine",
     "infer": "asking",
     "stop": "engine stop",
     "finish": "last scores and files",
