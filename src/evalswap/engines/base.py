@@ -184,6 +184,7 @@ class ManagedEngine(Engine):
     health_path: ClassVar[str] = "/health"
     up_path: ClassVar[str | None] = None  # answered at once by a server that was healthy before; else health_path
     load_path: ClassVar[str | None] = None  # where the engine tells its load; None if it does not
+    load_is_live: ClassVar[bool] = True  # False: counted anew only now and then, and no window may follow that
     start_deadline: ClassVar[float] = 1800.0  # seconds; large models load slowly
     stop_grace: ClassVar[float] = 10.0  # seconds to end in, once all is answered and it was told to stop
     # What its command line calls a field of a plan, for the translation table. One that it cannot be told is

@@ -40,6 +40,7 @@ class Lmdeploy(ManagedEngine):
     name: ClassVar[str] = "lmdeploy"
     distributions: ClassVar[tuple[str, ...]] = ("lmdeploy",)
     load_path: ClassVar[str] = "/metrics"
+    load_is_live: ClassVar[bool] = False  # counted every 10 s: its api_server.py, log_interval
     flag_names: ClassVar[Mapping[str, str]] = {
         "dtype": "--dtype",
         "trust_remote_code": "--trust-remote-code",

@@ -150,7 +150,7 @@ class ManagedRun(ModelRun):
         places = engine.window(prepared.launch)
         tells = engine.load_path is not None
         window: WindowControl = FixedWindow(places)
-        if tells:
+        if tells and engine.load_is_live:
             window = LoadWindow(ceiling=places + max(1, int(places * QUEUE)), start=places, least=places)
         return Asker(
             engine,
