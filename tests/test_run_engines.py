@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from evalswap.engines.base import Launch
 from evalswap.engines.vllm import Vllm
@@ -102,6 +104,25 @@ def vllm_server(demo_model: Path, vllm_python: str, tmp_path_factory: pytest.Tem
     asyncio.run(up())
     yield server.url
     asyncio.run(server.stop())
+
+
+@pytest.fixture(scope="module")
+def adapter(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter for the demo model, drawn by a seed: it moves most answers."""
+    config = json.loads((demo_model / "config.json").read_text())
+    size, heads = config["hidden_size"], config["num_attention_heads"]
+    wide = {"q_proj": size, "v_proj": size // heads * config["num_key_value_heads"]}
+    rng, tensors = np.random.default_rng(0), {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, width in wide.items():
+            place = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{place}.lora_A.weight"] = rng.normal(0, 0.04, (4, size)).astype(np.float32)
+            tensors[f"{place}.lora_B.weight"] = rng.normal(0, 0.04, (width, 4)).astype(np.float32)
+    folder = tmp_path_factory.mktemp("adapter")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": list(wide)}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    return folder
 
 
 def ids(answers: list[Answered]) -> list[tuple[int, ...] | None]:
@@ -245,3 +266,16 @@ def stored(work: Path) -> int:
         return int(count)
     finally:
         store.close()
+
+
+def test_an_adapter_gives_the_same_ids_on_both(
+    bench: Bench, reference: list[Answered], adapter: Path, vllm_python: str
+) -> None:
+    config = bench.config(more=f"peft_path={str(adapter)!r}")
+    bench.run(config)
+    ours = ids(bench.answers("smol-hf"))
+    bench.run(config, "-a", "vllm")
+    assert ids(bench.answers("smol-vllm")) == ours
+    assert None not in ours
+    moved = sum(one != other for one, other in zip(ours, ids(reference), strict=True))
+    assert moved >= len(ours) // 2  # it was loaded at all

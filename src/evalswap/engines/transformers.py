@@ -40,6 +40,13 @@ class Transformers(ManagedEngine):
         "num_gpus": 'device_map="auto" over GPUs:',
         "max_seq_len": "context:",
     }
+    hints: ClassVar[tuple[tuple[str, str], ...]] = (
+        (
+            r"No module named 'peft'",
+            "peft_path needs peft in that environment: evalswap engines install transformers --reinstall, or pip "
+            "install peft with its Python",
+        ),
+    )
     sampling: ClassVar[SamplingTable] = {
         "max_new_tokens": Native("max_new_tokens"),
         "min_new_tokens": Native("min_new_tokens"),

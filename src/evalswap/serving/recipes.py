@@ -29,8 +29,8 @@ class Recipe:
     also: tuple[str, ...] = ()
 
 
-_TRANSFORMERS = ("transformers>=5.1", "accelerate", "gguf")
-_TRANSFORMERS_CHECK = "import torch, transformers, accelerate, gguf"
+_TRANSFORMERS = ("transformers>=5.1", "accelerate", "gguf", "peft")
+_TRANSFORMERS_CHECK = "import torch, transformers, accelerate, gguf, peft"
 _CUDA_CHECK = "import torch; assert torch.version.cuda, f'torch {torch.__version__} is built without CUDA'"
 
 RECIPES: dict[str, dict[Device, Recipe]] = {
