@@ -19,6 +19,7 @@ from evalswap.comparing.running import Rerunner, in_float32, no_float32, proof_o
 from evalswap.comparing.sides import read_sides
 from evalswap.config.specs import parse_model
 from evalswap.errors import ConfigError
+from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.reporting.comparison_table import show_comparison
 
 
@@ -157,7 +158,7 @@ def test_float32_replaces_a_dtype_and_nothing_else() -> None:
 
 
 def test_engines_without_float32_say_why(tmp_path: Path) -> None:
-    rerunner = Rerunner(Console(quiet=True), 0.0)
+    rerunner = Rerunner(Console(quiet=True), 0.0, TokenizerProcess())
     reference = read_sides(write_run(tmp_path / "a", Run("20260101_000000", numbered(2))))[0]
     old = read_sides(write_opencompass(tmp_path / "old", "tiny-x", "gsm8k", [("a", "0"), ("b", "1")], 0.0))[0]
     others = [
@@ -178,7 +179,7 @@ def test_runs_that_are_in_float32_already_are_their_own_proof(tmp_path: Path) ->
         )
         for e in ("transformers", "vllm")
     ]
-    samples = Rerunner(Console(quiet=True), 0.0).samples(Pairing(runs[0][0], runs[1]), 8)
+    samples = Rerunner(Console(quiet=True), 0.0, TokenizerProcess()).samples(Pairing(runs[0][0], runs[1]), 8)
     (proof,) = (proof_of(sample, _Silent()) for sample in samples.values())
     assert (proof.rows, proof.identical, proof.skipped) == (5, 5, None)
 
@@ -186,7 +187,7 @@ def test_runs_that_are_in_float32_already_are_their_own_proof(tmp_path: Path) ->
 def test_a_reference_without_a_batch_size_has_no_noise_to_measure(tmp_path: Path) -> None:
     side = read_sides(write_run(tmp_path, Run("20260101_000000", numbered(2), "vllm", "tiny-vllm")))[0]
     with pytest.raises(ConfigError, match="no batch size"):
-        Rerunner(Console(quiet=True), 0.0).noise(side)
+        Rerunner(Console(quiet=True), 0.0, TokenizerProcess()).noise(side)
 
 
 class _Silent:

@@ -15,6 +15,7 @@ from evalswap.comparing.pairing import Pairing
 from evalswap.comparing.running import Rerunner
 from evalswap.errors import EvalswapError
 from evalswap.plan import ModelPlan
+from evalswap.prompting.tokenizer_process import TokenizerProcess
 
 CONFIG = """
 models = [dict(type='HuggingFacewithChatTemplate', abbr='tiny', path='some/model', max_seq_len=512,
@@ -49,7 +50,7 @@ def test_a_float32_sample_leaves_the_choice_of_kernels_to_the_engine(
     args = {"attention-backend": "FLASH_ATTN", "max_num_seqs": 7}
     of_itself = Pairing(side(tmp_path, "vllm", engine_args=args))
     of_itself.others.append(of_itself.reference)
-    (sample,) = Rerunner(Console(file=io.StringIO()), 0.0).samples(of_itself, 4).values()
+    (sample,) = Rerunner(Console(file=io.StringIO()), 0.0, TokenizerProcess()).samples(of_itself, 4).values()
     assert sample == "not here"
     (plan,) = asked
     assert plan.launch is not None

@@ -17,6 +17,7 @@ from fake_openai import FakeServer, completion, serving
 
 ROWS = 500
 WINDOW = 8
+LONGEST = 1.8  # seconds that a run is let live
 CONFIG = """
 from opencompass.models import OpenAISDK
 
@@ -45,8 +46,8 @@ def test_killed_again_and_again(tmp_path: Path, kills: int) -> None:
     lines = [{"question": f"What is {row} plus 0?", "answer": f"#### {row}"} for row in range(ROWS)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     numbers = {line["question"]: row for row, line in enumerate(lines)}
-    # The fewer the kills, the more is answered between two of them.
-    latency = 2.0 * kills * WINDOW / ROWS / 5
+    # So slow that more than half of the kills cannot come too late: no run lasts longer than LONGEST.
+    latency = LONGEST * 0.6 * kills * WINDOW / ROWS
     server = FakeServer(
         latency=latency,
         fault=lambda request, question, attempt: completion(
@@ -63,7 +64,7 @@ def test_killed_again_and_again(tmp_path: Path, kills: int) -> None:
                 command + (["-r"] if any(work.glob("2*")) and chance.random() < 0.5 else []),
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            time.sleep(chance.uniform(0.1, 2.5))
+            time.sleep(chance.uniform(0.1, LONGEST))
             killed += process.poll() is None
             process.send_signal(signal.SIGKILL)
             process.wait()

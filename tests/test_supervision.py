@@ -142,13 +142,24 @@ def test_runs_use_the_tokenizers_that_are_kept_beside_an_engine(lab: Lab) -> Non
         for rows in ("20", str(ROWS)):  # the second time with that process dead
             output, _ = lab.start("--limit", rows).communicate(timeout=60)
             assert "using the warm frail" in output, output
-            assert entry["tokenizers_key"] not in output
             assert lab.results()["accuracy"] == 100.0
             if rows == "20":
                 os.kill(process, signal.SIGKILL)
         kept.send_signal(signal.SIGINT)
         assert kept.wait(20) == 0
     assert not socket.parent.exists()
+    lab.nothing_is_left()
+
+
+def test_a_run_goes_on_when_a_kept_engine_ends_with_its_tokenizers(lab: Lab) -> None:
+    lab.orders(die_after=20, deaths=1, latency=0.02)
+    with lab.start(command="serve") as kept:
+        lab.served()
+        output, _ = lab.start().communicate(timeout=90)
+        assert kept.wait(20) == 1  # its engine died
+    assert "using the warm frail" in output, output
+    assert lab.results()["accuracy"] == 100.0, output
+    assert set(Counter(lab.said("answered")).values()) == {1}
     lab.nothing_is_left()
 
 

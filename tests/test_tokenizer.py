@@ -33,6 +33,10 @@ def load(folder: Path) -> Tokenizer:
     return Tokenizer(folder, TransformersTokenizer(folder, {}))
 
 
+def unwanted(plan: PromptPlan) -> Tokenizer:
+    raise AssertionError("there is a tokenizer already")
+
+
 def user(text: str) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": text},)
 
@@ -102,7 +106,7 @@ def dataset() -> DatasetSpec:
 
 def test_a_question_longer_than_max_seq_len_is_cut_on_the_left_and_counted(tokenizer: Tokenizer) -> None:
     plan = PromptPlan("chat", CHAT.roles, None, max_seq_len=64)
-    maker = RequestMaker(plan, dataset(), Sampling(max_new_tokens=16), tokenizer, context_len=80)
+    maker = RequestMaker(plan, dataset(), Sampling(max_new_tokens=16), tokenizer, 80, unwanted)
     rows = [{"question": "short?", "answer": "1"}, {"question": "long " * 500 + "end?", "answer": "2"}]
     ((short, long),) = maker.prepare(rows)
     assert short.prompt.truncated_from is None
@@ -115,7 +119,7 @@ def test_a_question_longer_than_max_seq_len_is_cut_on_the_left_and_counted(token
 
 
 def test_an_answer_never_leaves_the_context(tokenizer: Tokenizer) -> None:
-    maker = RequestMaker(CHAT, dataset(), Sampling(max_new_tokens=100), tokenizer, context_len=120)
+    maker = RequestMaker(CHAT, dataset(), Sampling(max_new_tokens=100), tokenizer, 120, unwanted)
     ((row,),) = maker.prepare([{"question": "word " * 60, "answer": "1"}])
     assert row.prompt.token_ids is not None
     assert len(row.prompt.token_ids) + row.sampling.max_new_tokens == 120
@@ -123,6 +127,6 @@ def test_an_answer_never_leaves_the_context(tokenizer: Tokenizer) -> None:
 
 
 def test_a_row_without_the_column_says_which(tokenizer: Tokenizer) -> None:
-    maker = RequestMaker(CHAT, dataset(), Sampling(max_new_tokens=1), tokenizer, context_len=None)
+    maker = RequestMaker(CHAT, dataset(), Sampling(max_new_tokens=1), tokenizer, None, unwanted)
     with pytest.raises(ConfigError, match="row 0 has no column 'question'"):
         list(maker.prepare([{"frage": "?", "answer": "1"}]))

@@ -16,10 +16,10 @@ import pytest
 
 from evalswap.errors import ConfigError, EvalswapError, ModelFilesError
 from evalswap.plan import PromptPlan, Role
+from evalswap.prompting import tokenizer_process
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.prompting.tokenizer_process import KeptTokenizers, TokenizerProcess
 from evalswap.prompting.transformers_tokenizer import TransformersTokenizer
-from evalswap.records import TokenizerAddress
 
 ROLES = (Role("HUMAN", "user"), Role("BOT", "assistant", generate=True))
 WORDS = ["<unk>", "</s>", "<user>", "What", "is", "plus", *map(str, range(10))]
@@ -121,30 +121,40 @@ def test_ctrl_c_is_for_the_command_and_a_kill_is_told(folder: Path) -> None:
         os.kill(child, signal.SIGINT)
         assert tokenizer.count("What is 1") == 3
         os.kill(child, signal.SIGKILL)
-        with pytest.raises(EvalswapError, match=rf"the tokenizer's process {child} was lost") as caught:
+        with pytest.raises(EvalswapError, match=r"was killed \(signal 9\)") as caught:
             tokenizer.count("What is 1")
         assert "memory" in (caught.value.hint or "")
-        with pytest.raises(EvalswapError, match="was lost"):  # and again, without waiting
+        with pytest.raises(EvalswapError, match="was killed"):  # and again, without waiting
             tokenizer.decode([3], skip_special_tokens=False)
+        assert process.load(plan_of(folder)).count("What is 1") == 3  # the next model gets a new one
+
+
+def test_what_cannot_be_sent_is_told(folder: Path, beside: Tokenizer) -> None:
+    plan = PromptPlan("chat", ROLES, str(folder), chat_template_kwargs={"tools": lambda: None})
+    with pytest.raises(ConfigError, match="cannot be given this") as caught:
+        beside.prompts([user("What")], plan, None)
+    assert "chat_template_kwargs" in (caught.value.hint or "")
+    assert beside.count("What is 1") == 3
 
 
 BEGIN = "from evalswap.prompting.tokenizer_process import TokenizerProcess; TokenizerProcess().begin()"
-KEEP = "from evalswap.prompting.tokenizer_process import KeptTokenizers; k = KeptTokenizers(); at = k.address()"
+KEEP = "from evalswap.prompting.tokenizer_process import KeptTokenizers; k = KeptTokenizers(); at = k.socket()"
 
 
 @pytest.mark.parametrize("statement", [BEGIN, KEEP])
 def test_it_never_outlives_the_command(statement: str) -> None:
     program = (
         f"import os, time; at = None; {statement}; "
-        "print(open(f'/proc/self/task/{os.getpid()}/children').read(), at and at.path, flush=True); time.sleep(60)"
+        "print(open(f'/proc/self/task/{os.getpid()}/children').read(), at, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as command:
         assert command.stdout is not None
         child, path = command.stdout.readline().split()
         assert alive(int(child))
         command.kill()  # no chance to put anything away
+    place = Path(path).parent
     deadline = time.monotonic() + 30
-    while alive(int(child)) or (Path(path).parent.name.startswith("evalswap-") and Path(path).parent.exists()):
+    while alive(int(child)) or (place.name.startswith("evalswap-") and place.exists()):
         assert time.monotonic() < deadline, "something is left"
         time.sleep(0.05)
 
@@ -152,47 +162,66 @@ def test_it_never_outlives_the_command(statement: str) -> None:
 def test_a_kept_process_is_used_instead_of_one_of_our_own(folder: Path) -> None:
     before = children()
     with KeptTokenizers() as tokenizers:
-        address = tokenizers.address()
-        assert address is not None
-        assert Path(address.path).parent.stat().st_mode & 0o077 == 0
+        socket = Path(tokenizers.socket())
+        assert socket.is_socket()
+        assert socket.parent.stat().st_mode & 0o077 == 0
         (kept,) = children() - before
         for _ in range(2):  # of two commands, one after the other
             with TokenizerProcess() as process:
                 process.begin()
-                tokenizer = process.load(plan_of(folder), kept=address)
+                tokenizer = process.load(plan_of(folder), kept=str(socket))
                 assert children() - before == {kept}  # the own one has ended
                 (prompt,) = tokenizer.prompts([user("What is 1")], plan_of(folder), None)
                 assert prompt.token_ids == (2, 3, 4, 7, 1)
                 assert tokenizer.decode([3, 4], skip_special_tokens=False) == "What is"
+        socket.parent.chmod(0o750)  # somebody else could have put something else there
         with TokenizerProcess() as process:
-            stranger = TokenizerAddress(address.path, "00" * 32)
-            assert process.load(plan_of(folder), kept=stranger).count("What is 1") == 3
-            assert len(children() - before) == 2  # nobody is answered without the key
-            assert process.load(plan_of(folder), kept=address).count("What is 1") == 3
-        with TokenizerProcess() as process:
-            tokenizer = process.load(plan_of(folder), kept=address)
-            os.kill(kept, signal.SIGKILL)
-            with pytest.raises(EvalswapError, match="which evalswap serve keeps, was lost"):
-                tokenizer.count("What is 1")
-            assert process.load(plan_of(folder), kept=address).count("What is 1") == 3  # by one of our own
+            assert process.load(plan_of(folder), kept=str(socket)).count("What is 1") == 3
+            assert len(children() - before) == 2
     assert children() <= before
-    assert not Path(address.path).parent.exists()  # though the process was killed
+    assert not socket.parent.exists()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_kept_process_that_is_lost_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch, end: int) -> None:
+    monkeypatch.setattr(tokenizer_process, "KEPT_SECONDS", 5.0)
+    before = children()
+    with KeptTokenizers() as tokenizers, TokenizerProcess() as process:
+        (kept,) = children() - before
+        tokenizer = process.load(plan_of(folder), kept=tokenizers.socket())
+        assert children() - before == {kept}
+        os.kill(kept, end)
+        assert tokenizer.decode([3, 4], skip_special_tokens=False) == "What is"
+        assert tokenizer.count("What is 1") == 3
+        assert process.load(plan_of(folder), kept=tokenizers.socket()).count("What is 1") == 3
+        if end == signal.SIGSTOP:
+            os.kill(kept, signal.SIGCONT)
+    assert not Path(tokenizers.socket()).parent.exists()
 
 
 def test_a_kept_process_of_another_version_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with KeptTokenizers() as tokenizers:
-        address = tokenizers.address()
         before = children()
         monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1")  # of this process alone
         with TokenizerProcess() as process:
-            assert process.load(plan_of(folder), kept=address).count("What is 1") == 3
+            assert process.load(plan_of(folder), kept=tokenizers.socket()).count("What is 1") == 3
             assert len(children() - before) == 1
-    assert address is not None
-    assert not Path(address.path).parent.exists()
+
+
+def test_transformers_that_cannot_be_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "transformers.py").write_text("raise ImportError('half an upgrade')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with KeptTokenizers() as tokenizers, TokenizerProcess() as process:
+        with pytest.raises(EvalswapError, match="cannot be imported: half an upgrade") as caught:
+            process.load(plan_of(folder), kept=tokenizers.socket())
+        assert "install it anew" in (caught.value.hint or "")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_what_lies_in_the_folder_that_a_command_is_started_in_is_not_imported(folder: Path, tmp_path: Path) -> None:
-    for name in ("transformers.py", "requests.py", "tokenizers.py"):
+    for name in ("transformers.py", "requests.py", "tokenizers.py", "json.py", "signal.py"):
         (tmp_path / name).write_text("raise RuntimeError('somebody else's')")
     program = (
         "import sys; sys.path[:] = [path for path in sys.path if path]; from pathlib import Path; "

@@ -50,14 +50,6 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerAddress:
-    """Where the process is that keeps transformers imported beside a kept engine."""
-
-    path: str  # of a Unix socket
-    key: str = field(repr=False)  # hexadecimal; the process answers nobody without it
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """One question for an engine."""
 

@@ -103,6 +103,7 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
     from evalswap.comparing.comparison import Evidence, compare_runs
     from evalswap.comparing.forcing import ReferenceLogprobs
     from evalswap.comparing.running import Rerunner, proof_of, transformers_plan
+    from evalswap.prompting.tokenizer_process import TokenizerProcess
     from evalswap.redaction import Redactor
     from evalswap.reporting.comparison_table import show_comparison
 
@@ -110,16 +111,18 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     secrets = (arguments.api_key,) if arguments.api_key else ()
-    rerunner = Rerunner(console, arguments.began, secrets)
     by_config = _is_config(arguments)
-    if by_config:
-        runs, notes = _run_engines(arguments, rerunner)
-    else:
-        runs, notes = _read_runs(arguments), []
+    with TokenizerProcess() as tokenizers:
+        rerunner = Rerunner(console, arguments.began, tokenizers, secrets)
+        if by_config:
+            tokenizers.begin()  # its import goes on beside all that follows
+            runs, notes = _run_engines(arguments, rerunner)
+        else:
+            runs, notes = _read_runs(arguments), []
+        samples, noise, noise_notes = _run_more(arguments, runs, rerunner, by_config)
     explain = by_config if arguments.explain is None else arguments.explain
     work = runs[0][0].folder.parent
     plan_of = transformers_plan if explain else None
-    samples, noise, noise_notes = _run_more(arguments, runs, rerunner, by_config)
     # Only now, when no other engine runs: the worker that it may start needs memory of its own.
     with ReferenceLogprobs(work, plan_of, say=say, redact=Redactor(secrets)) as explainer:
         proofs = {about: proof_of(sample, explainer) for about, sample in samples.items()}

@@ -49,7 +49,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     from evalswap.prompting.tokenizer_process import TokenizerProcess
 
     with TokenizerProcess() as tokenizers:
-        if arguments.accelerator not in (None, REMOTE) and arguments.mode in ("all", "infer"):
+        asks = arguments.mode in ("all", "infer") and not arguments.dry_run
+        if asks and arguments.accelerator not in (None, REMOTE):
             tokenizers.begin()  # its import goes on beside all that follows
         return _run_with(tokenizers, arguments, console)
 

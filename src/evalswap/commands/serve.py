@@ -69,14 +69,14 @@ def _keep(arguments: argparse.Namespace, console: Console) -> int:
     standing = Standing(prepared, plan.abbr, arguments.host, arguments.port)
     entry = standing.enter(redact)
     if entry.pid != os.getpid():
-        return _there_already(entry, prepared.engine.health_path, console)
+        return _there_already(entry, prepared.engine.up_path, console)
     show_start(console, entry)
 
     def announce(ready: Registration, seconds: float) -> None:
         show_served(console, ready, seconds, exposed=ready.host not in LOOPBACK_HOSTS)
 
     with KeptTokenizers() as tokenizers:
-        asyncio.run(standing.serve(entry, redact, announce, tokenizers.address))
+        asyncio.run(standing.serve(entry, redact, announce, tokenizers.socket))
     show_end(console, entry)
     return EXIT_OK
 
@@ -110,11 +110,11 @@ def _longest_answer(arguments: argparse.Namespace, experiment: Experiment, plan:
     return max(dataset.infer_cfg.inferencer.max_out_len or of_model for dataset in experiment.datasets)
 
 
-def _there_already(entry: Registration, health_path: str, console: Console) -> int:
+def _there_already(entry: Registration, up_path: str, console: Console) -> int:
     from evalswap.reporting.serve_screen import show_there_already
     from evalswap.serving.warm import doubt
 
-    if entry.ready and (problem := doubt(entry, health_path)):
+    if entry.ready and (problem := doubt(entry, up_path)):
         raise EngineError(
             f"'{entry.name}' is served already (process {entry.pid}), but {problem}",
             f"stop it first: evalswap serve --stop {entry.name}",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from evalswap.config.experiment import Experiment
     from evalswap.config.specs import ModelSpec
     from evalswap.plan import ModelPlan
+    from evalswap.prompting.tokenizer_process import TokenizerProcess
 
 PROOF_FOLDER, NOISE_FOLDER = "proof", "noise"  # in the work folder
 FLOAT32 = "float32"
@@ -50,6 +51,7 @@ class Rerunner:
 
     console: Console
     began: float
+    tokenizers: TokenizerProcess
     secrets: tuple[str, ...] = ()
     _samples: dict[Key, Side] = dataclasses.field(default_factory=dict)  # in float32, by what they are samples of
 
@@ -59,14 +61,12 @@ class Rerunner:
         Raises what the run raises; the folder is not left behind empty.
         """
         from evalswap.evaluation import Evaluation, RunOptions
-        from evalswap.prompting.tokenizer_process import TokenizerProcess
         from evalswap.reporting.folder import RunFolder
 
         folder = RunFolder.create(work)
         try:
             options = RunOptions(work_dir=work, reuse=folder.name, limit=limit, began=self.began, secrets=self.secrets)
-            with TokenizerProcess() as tokenizers:
-                Evaluation(experiment, plans, options, self.console, tokenizers).run()
+            Evaluation(experiment, plans, options, self.console, self.tokenizers).run()
         except BaseException:
             if not any(folder.path.iterdir()):
                 folder.path.rmdir()

@@ -182,7 +182,6 @@ class ManagedEngine(Engine):
     distributions: ClassVar[tuple[str, ...]] = ()  # the Python packages that carry it, any of them
     program: ClassVar[str | None] = None  # the command that it is, where it is no Python package
     health_path: ClassVar[str] = "/health"
-    up_path: ClassVar[str | None] = None  # answered at once by a server that was healthy before; else health_path
     load_path: ClassVar[str | None] = None  # where the engine tells its load; None if it does not
     load_is_live: ClassVar[bool] = True  # False: counted anew only now and then, and no window may follow that
     start_deadline: ClassVar[float] = 1800.0  # seconds; large models load slowly
@@ -204,6 +203,11 @@ class ManagedEngine(Engine):
         Raises ConversionError for what the engine cannot load.
         """
         return self
+
+    @property
+    def up_path(self) -> str:
+        """What a server that was healthy before answers at once."""
+        return self.health_path
 
     @abstractmethod
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from evalswap.data_folder import data_folder
@@ -17,11 +17,11 @@ def given(engine_args: Mapping[str, Any]) -> dict[str, Any]:
     return {key.lstrip("-").replace("-", "_"): value for key, value in engine_args.items()}
 
 
-def flags(arguments: Mapping[str, Any], *, negatable: bool = False) -> list[str]:
+def flags(arguments: Mapping[str, Any], *, negatable: Collection[str] = ()) -> list[str]:
     """Return ``--engine-args`` as command-line flags.
 
-    True is a bare flag, None leaves it out, a dict is JSON, a list several words. False leaves it out, too, unless
-    the engine's flags are ``negatable``: some of them are on by default then, and ``--no-…`` switches them off.
+    True is a bare flag, None leaves it out, a dict is JSON, a list several words. False leaves it out, too, but
+    for those that are ``negatable``: ``--no-…`` switches off what the engine has on by itself.
     """
     words: list[str] = []
     for key, value in arguments.items():
@@ -30,7 +30,7 @@ def flags(arguments: Mapping[str, Any], *, negatable: bool = False) -> list[str]
         if value is True:
             words.append(flag)
         elif value is False:
-            words += [f"--no-{name}"] if negatable else []
+            words += [f"--no-{name}"] if key in negatable else []
         elif isinstance(value, Mapping):
             words += [flag, json.dumps(value)]
         elif isinstance(value, (list, tuple)):

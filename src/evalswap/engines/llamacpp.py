@@ -97,7 +97,7 @@ class Llamacpp(ManagedEngine):
         if launch.device == "cpu":
             own["threads"] = own_environment(launch)["OMP_NUM_THREADS"]
         asked = {key: value for key, value in given(launch.engine_args).items() if key != "model"}
-        return [str(python), *flags(own | asked, negatable=True)]
+        return [str(python), *flags(own | asked, negatable=asked.keys() - own.keys())]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         return {"LLAMA_ARG_OFFLINE": "1"}

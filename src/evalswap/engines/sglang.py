@@ -77,7 +77,6 @@ class Sglang(ManagedEngine):
     name: ClassVar[str] = "sglang"
     distributions: ClassVar[tuple[str, ...]] = ("sglang",)
     health_path: ClassVar[str] = "/health_generate"  # answers once a token was generated, after a second at least
-    up_path: ClassVar[str | None] = "/v1/models"
     load_path: ClassVar[str] = "/v1/loads?include=core"
     stop_grace: ClassVar[float] = 1.0  # told to stop, it sleeps for five seconds first
     flag_names: ClassVar[Mapping[str, str]] = {
@@ -115,6 +114,10 @@ class Sglang(ManagedEngine):
 
     def __init__(self, adapter: bool = False) -> None:
         self._adapter = adapter
+
+    @property
+    def up_path(self) -> str:
+        return "/v1/models"
 
     def configured(self, plan: LaunchPlan, device: str | None = None) -> Sglang:
         asked = given(plan.engine_args)

@@ -128,7 +128,7 @@ class Vllm(ManagedEngine):
         asked.pop("start_mode", None)
         if mode is not None:
             own |= _mode_flags(mode, self.window(launch))
-        return [str(python), "-m", *start, *flags(own | asked, negatable=True)]
+        return [str(python), "-m", *start, *flags(own | asked, negatable=asked.keys() - own.keys())]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         env = own_environment(launch) | {

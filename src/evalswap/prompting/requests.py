@@ -42,7 +42,7 @@ class RequestMaker:
         sampling: Sampling,
         tokenizer: Tokenizer | None,
         context_len: int | None,
-        load_tokenizer: Callable[[PromptPlan], Tokenizer] | None = None,
+        load_tokenizer: Callable[[PromptPlan], Tokenizer],
     ) -> None:
         """Without a tokenizer, prompts are messages for a server that applies the template itself.
 
@@ -122,7 +122,7 @@ class RequestMaker:
         # A token is at least one byte long, so most prompts are known to fit without counting tokens.
         if sum(len(message["content"].encode()) for message in messages) <= room:
             return prompt, self.sampling, None, False
-        if self.plan.tokenizer_path is None or self._load_tokenizer is None:
+        if self.plan.tokenizer_path is None:
             return prompt, self.sampling, None, False  # not countable here: the server decides
         if self._counter is None:
             self._counter = self._load_tokenizer(self.plan)

@@ -9,37 +9,41 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
+import pickle
+import platform
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from evalswap import __version__
 from evalswap.checkpoint import find_folder
-from evalswap.errors import EvalswapError
+from evalswap.errors import ConfigError, EvalswapError
 from evalswap.plan import PromptPlan
 from evalswap.prompting.tokenizer import Tokenizer, Vocabulary
-from evalswap.records import Message, TokenizerAddress
+from evalswap.records import Message
 
-# The child finds modules where this process does, not in the folder that it happens to be started in.
+# Modules are found where this process finds them, not in the folder that the command is started in. Ctrl-C is for
+# the command, which may still need the process.
 PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import sys; sys.path[:] = sys.argv[1].split(chr(10)); "
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "from evalswap.prompting import tokenizer_process; "
     "getattr(tokenizer_process, sys.argv[2])(*map(int, sys.argv[3:]))"
 )
 DECIDING = ("transformers", "tokenizers", "jinja2")  # the packages whose versions decide what a prompt's tokens are
+KEPT_SECONDS = 60.0  # that a process of somebody else may take to answer; then it is left
+LONGEST_PATH = 100  # bytes of a Unix socket's path: the system takes 107
 
 
 class TokenizerProcess:
@@ -61,44 +65,56 @@ class TokenizerProcess:
     def begin(self) -> None:
         """Start the process, if it was not yet: the earlier, the sooner transformers is imported."""
         with self._starting:
-            if self._process is None:
-                self._process, (prompts, answers) = _start("serve", 2)
-                self._own = _Lines(prompts, answers, f"process {self._process.pid}")
+            self._begin()
 
-    def load(self, plan: PromptPlan, revision: str | None = None, kept: TokenizerAddress | None = None) -> Tokenizer:
+    def load(self, plan: PromptPlan, revision: str | None = None, kept: str = "") -> Tokenizer:
         """Load the tokenizer that a plan names, from a folder or the hub.
 
-        It is loaded in the process that ``evalswap serve`` keeps, if it is there and of the same versions. Raises
-        ModelFilesError if there is no tokenizer, and EvalswapError if the process dies.
+        It is loaded in the process that ``evalswap serve`` keeps at the socket ``kept``, if it is there and of the same
+        versions; should that end, in one of our own. Raises ModelFilesError if there is no tokenizer, and
+        EvalswapError if our own process dies.
         """
         assert plan.tokenizer_path is not None
         folder = find_folder(plan.tokenizer_path, revision, tokenizer_only=True)
-        lines = _lines_to(kept) if kept is not None else None
+        source = (str(folder), dict(plan.tokenizer_kwargs), plan.trust_remote_code)
+        lines = _lines_to(kept) if kept else None
         if lines is not None:
-            self._kept.append(lines)
-            if not self._own_is_used:
-                self._end()
-        else:
-            self.begin()
-            assert self._own is not None
-            lines, self._own_is_used = self._own, True
-        name = secrets.token_hex(8)
-        vocabulary = lines.prompts.ask("load", name, folder, dict(plan.tokenizer_kwargs), plan.trust_remote_code)
-        return Tokenizer(folder, _Remote(name, vocabulary, lines))
+            with contextlib.suppress(_Lost):
+                loaded = _Remote(self, source, lines)
+                self._kept.append(lines)
+                with self._starting:
+                    if not self._own_is_used:
+                        self._end()
+                return Tokenizer(folder, loaded)
+        return Tokenizer(folder, _Remote(self, source, self.own()))
+
+    def own(self) -> _Lines:
+        """Return the lines to this command's own process."""
+        with self._starting:
+            self._own_is_used = True
+            return self._begin()
 
     def close(self) -> None:
         """End the process; it has nothing to lose. One that ``evalswap serve`` keeps stays."""
-        self._end()
+        with self._starting:
+            self._end()
         for lines in self._kept:
             lines.close()
 
+    def _begin(self) -> _Lines:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None or self._own is None:
+            self._process, (prompts, answers) = _start("serve", 2)
+            self._own = _Lines(prompts, answers, self._process)
+        return self._own
+
     def _end(self) -> None:
-        with self._starting:
-            if self._process is not None and self._own is not None:
-                self._process.kill()
-                self._process.wait()
-                self._own.close()
-                self._process = self._own = None
+        if self._process is not None and self._own is not None:
+            self._process.kill()
+            self._process.wait()
+            self._own.close()
+        self._process = self._own = None
 
 
 class KeptTokenizers:
@@ -106,39 +122,48 @@ class KeptTokenizers:
 
     def __init__(self) -> None:
         self._process, (self._line,) = _start("keep", 1)
-        self._address: TokenizerAddress | None = None
+        self._socket = ""
 
     def __enter__(self) -> KeptTokenizers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        address = self.address()
+        path = self.socket()
         self._line.close()  # it ends then, and takes its socket away
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if address is not None:  # if it was killed
+        if path:  # if it was killed
             with contextlib.suppress(OSError):
-                Path(address.path).unlink()
+                Path(path).unlink()
             with contextlib.suppress(OSError):
-                Path(address.path).parent.rmdir()
+                Path(path).parent.rmdir()
 
-    def address(self) -> TokenizerAddress | None:
-        """Return where it is, as soon as it says so; None if it did not start."""
-        if self._address is None:
+    def socket(self) -> str:
+        """Return the path of its socket, which it tells at once; "" if it has none."""
+        if not self._socket:
             with contextlib.suppress(EOFError, OSError):
-                self._address = TokenizerAddress(*self._line.recv())
-        return self._address
+                if self._line.poll(KEPT_SECONDS):
+                    self._socket = str(self._line.recv())
+        return self._socket
+
+
+class _Lost(Exception):
+    """Nobody answers any more."""
+
+
+class _ElsewhereError(Exception):
+    """The traceback of an error in the process, as text."""
 
 
 class _Line:
-    """Asks the process one thing at a time."""
+    """Asks the process one thing at a time; ``patience`` is how long it may take, in seconds."""
 
-    def __init__(self, connection: Connection[Any, Any], who: str) -> None:
+    def __init__(self, connection: Connection[Any, Any], patience: float | None) -> None:
         self._connection = connection
-        self._who = who
+        self._patience = patience
         self._turn = threading.Lock()
 
     def ask(self, request: str, name: str, *arguments: Any) -> Any:
@@ -146,12 +171,19 @@ class _Line:
         with self._turn:
             try:
                 self._connection.send((request, name, arguments))
-                result, error = self._connection.recv()
+                if not self._connection.poll(self._patience):
+                    self._connection.close()  # a late answer would be taken for that of another request
+                    raise _Lost
+                result, error, where = self._connection.recv()
+            except (pickle.PicklingError, TypeError, AttributeError) as unsent:
+                raise ConfigError(
+                    f"the tokenizer's process cannot be given this: {unsent}",
+                    "tokenizer_kwargs and chat_template_kwargs take plain values: text, numbers, lists, dicts",
+                ) from unsent
             except (EOFError, OSError):
-                hint = "the same command goes on from what is stored; is this machine out of memory?"
-                raise EvalswapError(f"the tokenizer's {self._who} was lost", hint) from None
+                raise _Lost from None
         if error is not None:
-            raise error
+            raise error from _ElsewhereError(where)
         return result
 
     def close(self) -> None:
@@ -161,9 +193,27 @@ class _Line:
 class _Lines:
     """One line for prompts and one for answers: decoding does not wait for prompts that are being made."""
 
-    def __init__(self, prompts: Connection[Any, Any], answers: Connection[Any, Any], who: str) -> None:
-        self.prompts = _Line(prompts, who)
-        self.answers = _Line(answers, who)
+    def __init__(
+        self,
+        prompts: Connection[Any, Any],
+        answers: Connection[Any, Any],
+        process: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        """``process`` is the command's own; somebody else's has limited time to answer."""
+        self._process = process
+        patience = None if process is not None else KEPT_SECONDS
+        self.prompts = _Line(prompts, patience)
+        self.answers = _Line(answers, patience)
+
+    def loss(self) -> EvalswapError | None:
+        """Say how the command's own process ended; None if it is somebody else's."""
+        if self._process is None:
+            return None
+        code = self._process.wait()
+        if code < 0:
+            hint = "the same command goes on from what is stored; is this machine out of memory?"
+            return EvalswapError(f"the process with the tokenizer was killed (signal {-code})", hint)
+        return EvalswapError(f"the process with the tokenizer ended with code {code}")
 
     def close(self) -> None:
         self.prompts.close()
@@ -171,23 +221,51 @@ class _Lines:
 
 
 class _Remote:
-    """A TokenizerBackend in the process."""
+    """A TokenizerBackend in the process; in the command's own, once a kept one is lost."""
 
-    def __init__(self, name: str, vocabulary: Vocabulary, lines: _Lines) -> None:
-        self.vocabulary = vocabulary
-        self._name = name
+    def __init__(self, process: TokenizerProcess, source: tuple[str, dict[str, Any], bool], lines: _Lines) -> None:
+        self._process = process
+        self._source = source
+        self._moving = threading.Lock()
+        self._name = secrets.token_hex(8)
         self._lines = lines
+        self.vocabulary = self._load(lines)
 
     def render(self, conversations: Sequence[tuple[Message, ...]], template_kwargs: Mapping[str, Any]) -> list[str]:
-        texts: list[str] = self._lines.prompts.ask("render", self._name, conversations, dict(template_kwargs))
+        texts: list[str] = self._ask("prompts", "render", conversations, dict(template_kwargs))
         return texts
 
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
-        ids: list[list[int]] = self._lines.prompts.ask("encode", self._name, texts, special_tokens)
+        ids: list[list[int]] = self._ask("prompts", "encode", texts, special_tokens)
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        return str(self._lines.answers.ask("decode", self._name, ids, skip_special_tokens))
+        return str(self._ask("answers", "decode", ids, skip_special_tokens))
+
+    def _ask(self, line: str, request: str, *arguments: Any) -> Any:
+        lines = self._lines
+        try:
+            return getattr(lines, line).ask(request, self._name, *arguments)
+        except _Lost:
+            if loss := lines.loss():
+                raise loss from None
+            self._move(lines)
+            return self._ask(line, request, *arguments)
+
+    def _move(self, lost: _Lines) -> None:
+        """Load the tokenizer in the command's own process: of the same versions, it gives the same tokens."""
+        with self._moving:
+            if self._lines is lost:
+                own = self._process.own()
+                self._load(own)
+                self._lines = own
+
+    def _load(self, lines: _Lines) -> Vocabulary:
+        try:
+            vocabulary: Vocabulary = lines.prompts.ask("load", self._name, *self._source)
+        except _Lost:
+            raise lines.loss() or _Lost from None
+        return vocabulary
 
 
 def _start(function: str, lines: int) -> tuple[subprocess.Popen[bytes], list[Connection[Any, Any]]]:
@@ -195,35 +273,41 @@ def _start(function: str, lines: int) -> tuple[subprocess.Popen[bytes], list[Con
     ours, theirs = zip(*(socket.socketpair() for _ in range(lines)), strict=True)
     numbers = [end.fileno() for end in theirs]
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps(sys.path), function, *map(str, numbers)],
+        [sys.executable, "-c", PROGRAM, "\n".join(sys.path), function, *map(str, numbers)],
         pass_fds=numbers,
         stdin=subprocess.DEVNULL,
         stdout=2,  # a model's own tokenizer code may print; the command's output is not for that
+        start_new_session=True,  # what is typed at the terminal is for the command: Ctrl-C, Ctrl-Z
     )
     for end in theirs:
         end.close()
     return process, [Connection(end.detach()) for end in ours]
 
 
-def _lines_to(kept: TokenizerAddress) -> _Lines | None:
+def _lines_to(path: str) -> _Lines | None:
     """Return lines to a kept process; None if it is gone, or would not make the same prompts as one of our own."""
+    ends: list[Connection[Any, Any]] = []
     try:
-        key = bytes.fromhex(kept.key)
-        ends = [Client(kept.path, "AF_UNIX", authkey=key) for _ in range(2)]
-    except (OSError, EOFError, AuthenticationError, ValueError):
-        return None
-    lines = _Lines(ends[0], ends[1], "process, which evalswap serve keeps,")
-    try:
+        folder = Path(path).parent.lstat()
+        if folder.st_uid != os.geteuid() or folder.st_mode & 0o077:  # what comes from there is unpickled
+            return None
+        for _ in range(2):
+            end = socket.socket(socket.AF_UNIX)
+            end.connect(path)
+            ends.append(Connection(end.detach()))
+        lines = _Lines(ends[0], ends[1])
         if lines.prompts.ask("versions", "") == _versions():
             return lines
-    except EvalswapError:
+    except (_Lost, OSError, EvalswapError):
         pass
-    lines.close()
+    for connection in ends:
+        connection.close()
     return None
 
 
 def _versions() -> dict[str, str]:
-    return {"evalswap": __version__, **{name: importlib.metadata.version(name) for name in DECIDING}}
+    ours = {"evalswap": __version__, "python": platform.python_version()}
+    return ours | {name: importlib.metadata.version(name) for name in DECIDING}
 
 
 # ---- in the process
@@ -231,64 +315,83 @@ def _versions() -> dict[str, str]:
 
 def serve(prompts: int, answers: int) -> None:
     """Be a command's process: answer on two sockets, given by their file descriptors, until the first is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which may still need this
-    from evalswap.prompting.transformers_tokenizer import import_transformers
-
-    import_transformers()
+    problem = _import()
     tokenizers: dict[str, Any] = {}
-    threading.Thread(target=_answer, args=(Connection(answers), tokenizers), daemon=True).start()
-    _answer(Connection(prompts), tokenizers)
+    threading.Thread(target=_answer, args=(Connection(answers), tokenizers, problem), daemon=True).start()
+    _answer(Connection(prompts), tokenizers, problem)
     os._exit(0)  # nothing is left to be written or put away
 
 
 def keep(owner: int) -> None:
-    """Be the process that is kept: answer whoever has the key, until the owner's socket is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    key = secrets.token_bytes(32)
-    folder = Path(tempfile.mkdtemp(prefix="evalswap-"))  # for its owner alone; a socket's path has to be short
-    listener = Listener(str(folder / "tokenizers"), "AF_UNIX", backlog=16, authkey=key)
-    threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+    """Be the process that is kept: answer everybody who reaches the socket, until the owner's is closed."""
+    line = Connection(owner)
+    folder: Path | None = None
     with contextlib.suppress(EOFError, OSError):
-        line = Connection(owner)
-        line.send((str(listener.address), key.hex()))
-        line.recv()
-    with contextlib.suppress(OSError):
-        listener.close()
-        folder.rmdir()
+        folder = _short_folder()
+        with Listener(str(folder / "tokenizers"), "AF_UNIX", backlog=16) as listener:
+            line.send(str(listener.address))
+            if _import() is None:
+                threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+                line.recv()
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
     os._exit(0)
 
 
-def _accept(listener: Listener) -> None:
+def _short_folder() -> Path:
+    """Return a new folder that nobody else can enter, with a path that a socket's fits into."""
+    folder = Path(tempfile.mkdtemp(prefix="evalswap-"))
+    if len(os.fsencode(folder)) > LONGEST_PATH - len("/tokenizers"):
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="evalswap-", dir="/tmp"))
+    return folder
+
+
+def _import() -> EvalswapError | None:
+    """Import transformers; return what is wrong with it."""
     from evalswap.prompting.transformers_tokenizer import import_transformers
 
-    import_transformers()
+    try:
+        import_transformers()
+    except Exception as error:
+        text = f"transformers, which tokenises, cannot be imported: {error}"
+        return EvalswapError(text, "install it anew: pip install --force-reinstall transformers")
+    return None
+
+
+def _accept(listener: Listener) -> None:
     tokenizers: dict[str, Any] = {}
     while True:
         try:
             connection = listener.accept()
-        except (AuthenticationError, OSError, EOFError):  # a stranger, or somebody who left at once
+        except OSError:  # somebody left at once
             time.sleep(0.05)
             continue
         threading.Thread(target=_answer, args=(connection, tokenizers), daemon=True).start()
 
 
-def _answer(connection: Connection[Any, Any], tokenizers: dict[str, Any]) -> None:
+def _answer(connection: Connection[Any, Any], tokenizers: dict[str, Any], problem: EvalswapError | None = None) -> None:
     """Answer on one line until it is closed; what was loaded on it is forgotten then."""
     loaded = []
     while True:
-        reply: tuple[Any, EvalswapError | None]
+        error: EvalswapError | None
+        result, error, where = None, problem, ""
         try:
             request, name, arguments = connection.recv()
             if request == "load":
                 loaded.append(name)
-            try:
-                reply = (_result(tokenizers, request, name, arguments), None)
-            except EvalswapError as error:
-                reply = (None, error)
-            except Exception as error:
-                reply = (None, EvalswapError(f"the tokenizer failed: {error!r}"))
-            connection.send(reply)
-        except (EOFError, OSError):
+            if error is None:
+                result = _result(tokenizers, request, name, arguments)
+        except (EOFError, ConnectionError):
+            break
+        except EvalswapError as known:
+            error, where = known, traceback.format_exc()
+        except Exception as unknown:
+            error, where = EvalswapError(f"the tokenizer failed: {unknown!r}"), traceback.format_exc()
+        try:
+            connection.send((result, error, where))
+        except OSError:
             break
     for name in loaded:
         tokenizers.pop(name, None)
@@ -300,6 +403,7 @@ def _result(tokenizers: dict[str, Any], request: str, name: str, arguments: Sequ
     if request == "load":
         from evalswap.prompting.transformers_tokenizer import TransformersTokenizer
 
-        tokenizers[name] = TransformersTokenizer(*arguments)
+        folder, kwargs, trust_remote_code = arguments
+        tokenizers[name] = TransformersTokenizer(Path(folder), kwargs, trust_remote_code)
         return tokenizers[name].vocabulary
     return getattr(tokenizers[name], request)(*arguments)

@@ -58,7 +58,6 @@ class Registration:
     keeper: int = 0  # the process above the engine
     ready: bool = False
     tokenizers: str = ""  # the socket of the process that keeps tokenizers, if there is one
-    tokenizers_key: str = ""
 
     @property
     def url(self) -> str:
@@ -176,7 +175,13 @@ def _read(file: Path) -> Registration | None:
             if not stat.S_ISREG(state.st_mode) or foreign or state.st_size > LARGEST:
                 return None
             said = json.loads(stream.read(LARGEST))
-        values = {field.name: said[field.name] for field in dataclasses.fields(Registration)}
+        values = {
+            # A server of an earlier evalswap may lack what has a default.
+            field.name: said[field.name]
+            if field.name in said or field.default is dataclasses.MISSING
+            else field.default
+            for field in dataclasses.fields(Registration)
+        }
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     for field in dataclasses.fields(Registration):

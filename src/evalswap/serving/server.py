@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from evalswap.errors import EngineError
-from evalswap.records import TokenizerAddress
 from evalswap.serving import keeper
 from evalswap.serving.logs import meaningful_lines, tells_error
 from evalswap.serving.ports import address, give_back_port, take_port
@@ -45,7 +44,7 @@ class EngineServer(Protocol):
     name: str
     log_path: Path
     start_seconds: float | None  # None until it is ready; 0 where nothing has to be started
-    tokenizers: TokenizerAddress | None  # where a process with them is kept beside it
+    tokenizers: str  # the socket of a process with them that is kept beside it; "" if none is
 
     @property
     def url(self) -> str:
@@ -112,7 +111,7 @@ class ManagedServer:
     ) -> None:
         self.name = name
         self.log_path = log_path
-        self.tokenizers: TokenizerAddress | None = None
+        self.tokenizers = ""
         self.start_seconds: float | None = None  # from start() until ready() saw it healthy
         self._command = command
         self._health_path = health_path

@@ -15,7 +15,6 @@ from typing import Any
 from evalswap import __version__
 from evalswap.engines.base import LOOPBACK
 from evalswap.errors import EngineError
-from evalswap.records import TokenizerAddress
 from evalswap.serving import keeper, processes
 from evalswap.serving.launching import PreparedEngine
 from evalswap.serving.registrations import Registration, register, this_machine, unregister, update
@@ -66,12 +65,12 @@ class Standing:
         entry: Registration,
         redact: Callable[[str], str],
         announce: Callable[[Registration, float], None],
-        tokenizers: Callable[[], TokenizerAddress | None] = lambda: None,
+        tokenizers: Callable[[], str],
     ) -> None:
         """Start the engine and serve until a signal says stop; then nothing of it is left.
 
-        ``tokenizers`` says where they are kept. ``announce`` is called once it is ready, with the seconds that
-        it took. Raises EngineError if the engine does not start, or dies.
+        ``tokenizers`` returns the socket of those that are kept. ``announce`` is called once it is ready, with the
+        seconds that it took. Raises EngineError if the engine does not start, or dies.
         """
         told = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -84,8 +83,7 @@ class Standing:
             if await _unless(told, server.ready()):
                 return
             entry = dataclasses.replace(entry, port=server.port, keeper=server.pid, ready=True)
-            if (kept := tokenizers()) is not None:
-                entry = dataclasses.replace(entry, tokenizers=kept.path, tokenizers_key=kept.key)
+            entry = dataclasses.replace(entry, tokenizers=await asyncio.to_thread(tokenizers))
             update(entry)
             announce(entry, server.start_seconds or 0.0)
             if not await _unless(told, server.wait_dead()):

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from evalswap import __version__
 from evalswap.errors import EngineError
-from evalswap.records import TokenizerAddress
 from evalswap.serving import keeper, processes
 from evalswap.serving.registrations import Registration, registrations, reread
 
@@ -57,7 +56,7 @@ class WarmServer:
         self.name = entry.engine
         self.log_path = Path(entry.log)
         self.start_seconds: float | None = 0.0
-        self.tokenizers = TokenizerAddress(entry.tokenizers, entry.tokenizers_key) if entry.tokenizers else None
+        self.tokenizers = entry.tokenizers
         self._up_path = up_path
         self._deadline = deadline  # seconds that one which is still starting may take
 
@@ -125,21 +124,20 @@ def find_warm(prepared: PreparedEngine, say: Callable[[str], None]) -> WarmServe
         say(f"no warm server is looked for: {error.message}")
         return None
     engine, model = prepared.engine, prepared.facts()["model"]
-    up_path = engine.up_path or engine.health_path
     for entry in sorted(served, key=lambda entry: not entry.ready):
         if (entry.engine, entry.facts.get("model")) != (engine.name, model):
             continue
         problem = misfit(entry, prepared)
         if problem is None and entry.ready:
-            problem = doubt(entry, up_path)
+            problem = doubt(entry, engine.up_path)
         if problem is not None:
             say(f"the warm {entry.engine} '{entry.name}' is not used: {problem}")
         elif entry.ready:
             say(f"using the warm {entry.engine} {entry.version} at {entry.url} (serving since {entry.since_text})")
-            return WarmServer(entry, up_path, engine.start_deadline)
+            return WarmServer(entry, engine.up_path, engine.start_deadline)
         else:
             say(f"waiting for the {entry.engine} {entry.version} that evalswap serve (process {entry.pid}) is starting")
-            return WarmServer(entry, up_path, engine.start_deadline)
+            return WarmServer(entry, engine.up_path, engine.start_deadline)
     return None
 
 
