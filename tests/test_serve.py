@@ -492,6 +492,12 @@ def test_strange_files_are_no_registrations(home: Path, model: Path, tmp_path: P
         "name": json.dumps(said),  # of another file
         "huge": json.dumps(said | {"name": "huge", "log": "x" * registrations.LARGEST}),
     }
+    without = {key: value for key, value in said.items() if key != "tokenizers"}
+    older = home / "servers" / "older.json"  # of an earlier evalswap: to be listed and stopped
+    older.write_text(json.dumps(without | {"name": "older"}))
+    older.chmod(0o600)
+    assert {entry.name for entry in registrations.registrations()} == {NAME, "older"}
+    older.unlink()
     for name, text in strange.items():
         (home / "servers" / f"{name}.json").write_text(text)
         (home / "servers" / f"{name}.json").chmod(0o600)

@@ -175,13 +175,11 @@ def _read(file: Path) -> Registration | None:
             if not stat.S_ISREG(state.st_mode) or foreign or state.st_size > LARGEST:
                 return None
             said = json.loads(stream.read(LARGEST))
-        values = {
+        values = {}
+        for field in dataclasses.fields(Registration):
             # A server of an earlier evalswap may lack what has a default.
-            field.name: said[field.name]
-            if field.name in said or field.default is dataclasses.MISSING
-            else field.default
-            for field in dataclasses.fields(Registration)
-        }
+            lacks = field.name not in said and field.default is not dataclasses.MISSING
+            values[field.name] = field.default if lacks else said[field.name]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     for field in dataclasses.fields(Registration):
