@@ -175,7 +175,7 @@ def _read(file: Path) -> Registration | None:
             if not stat.S_ISREG(state.st_mode) or foreign or state.st_size > LARGEST:
                 return None
             said = json.loads(stream.read(LARGEST))
-        values = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(Registration):
             # A server of an earlier evalswap may lack what has a default.
             lacks = field.name not in said and field.default is not dataclasses.MISSING
