@@ -137,7 +137,7 @@ def test_runs_use_the_tokenizers_that_are_kept_beside_an_engine(lab: Lab) -> Non
         (process,) = [
             int(pid)
             for pid in Path(mine).read_text().split()
-            if "tokenizer_process" in Path(f"/proc/{pid}/cmdline").read_text()
+            if "tokenizer_answering" in Path(f"/proc/{pid}/cmdline").read_text()
         ]
         for rows in ("20", str(ROWS)):  # the second time with that process dead
             output, _ = lab.start("--limit", rows).communicate(timeout=60)
