@@ -37,6 +37,7 @@ PROGRAM = (
     "from evalswap.prompting import tokenizer_answering; "
     "getattr(tokenizer_answering, sys.argv[2])(*map(int, sys.argv[3:]))"
 )
+MOST_LOSSES = 3  # of processes that one tokenizer lived in; then something is wrong that no new one mends
 KEPT_SECONDS = 60.0  # that a process of somebody else may take to answer; then it is left
 
 
@@ -48,6 +49,7 @@ class TokenizerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._own: _Lines | None = None
         self._own_is_used = False
+        self._closed = False
         self._kept: list[_Lines] = []
 
     def __enter__(self) -> TokenizerProcess:
@@ -66,7 +68,7 @@ class TokenizerProcess:
 
         It is loaded in the process that ``evalswap serve`` keeps at the socket ``kept``, if it is there and of the same
         versions; should that end, in one of our own. Raises ModelFilesError if there is no tokenizer, and
-        EvalswapError if our own process dies.
+        EvalswapError if our own process dies again and again.
         """
         assert plan.tokenizer_path is not None
         folder = find_folder(plan.tokenizer_path, revision, tokenizer_only=True)
@@ -91,11 +93,14 @@ class TokenizerProcess:
     def close(self) -> None:
         """End the process; it has nothing to lose. One that ``evalswap serve`` keeps stays."""
         with self._starting:
+            self._closed = True
             self._end()
         for lines in self._kept:
             lines.close()
 
     def _begin(self) -> _Lines:
+        if self._closed:  # somebody still made prompts, beside a command that is ending
+            raise EvalswapError("the tokenizer's process is closed")
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None or self._own is None:
@@ -203,7 +208,11 @@ class _Lines:
         """Say how the command's own process ended; None if it is somebody else's."""
         if self._process is None:
             return None
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # it lives and does not answer
+            self._process.kill()
+            code = self._process.wait()
         if code < 0:
             hint = "the same command goes on from what is stored; is this machine out of memory?"
             return EvalswapError(f"the process with the tokenizer was killed (signal {-code})", hint)
@@ -215,12 +224,13 @@ class _Lines:
 
 
 class _Remote:
-    """A TokenizerBackend in the process; in the command's own, once a kept one is lost."""
+    """A TokenizerBackend in the process. Where one is lost, kept or our own, it is loaded anew in one of our own."""
 
     def __init__(self, process: TokenizerProcess, source: tuple[str, dict[str, Any], bool], lines: _Lines) -> None:
         self._process = process
         self._source = source
         self._moving = threading.Lock()
+        self._losses = 0
         self._name = secrets.token_hex(8)
         self._lines = lines
         self.vocabulary = self._load(lines)
@@ -241,15 +251,16 @@ class _Remote:
         try:
             return getattr(lines, line).ask(request, self._name, *arguments)
         except _Lost:
-            if loss := lines.loss():
-                raise loss from None
             self._move(lines)
             return self._ask(line, request, *arguments)
 
     def _move(self, lost: _Lines) -> None:
-        """Load the tokenizer in the command's own process: of the same versions, it gives the same tokens."""
+        """Load the tokenizer again. Raises EvalswapError if our own process was lost too often."""
         with self._moving:
             if self._lines is lost:
+                self._losses += 1
+                if (loss := lost.loss()) and self._losses > MOST_LOSSES:
+                    raise loss
                 own = self._process.own()
                 self._load(own)
                 self._lines = own
