@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from evalswap.commands.arguments import positive
-from evalswap.commands.selection import REMOTE, add_engine, add_selection, plan_models
+from evalswap.commands.selection import add_engine, add_selection, plan_models
 from evalswap.errors import EXIT_FAILED, EXIT_OK, EvalswapError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
 def _check(arguments: argparse.Namespace, console: Console) -> int:
     # The hub's client reads it when it is imported; a check that waits for a network is none.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    from evalswap.engines.registry import REMOTE
     from evalswap.prompting.tokenizer_process import TokenizerProcess
 
     with TokenizerProcess() as tokenizers:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalswap.commands.arguments import positive
-from evalswap.commands.selection import REMOTE, add_engine, add_selection, plan_models
+from evalswap.commands.selection import add_engine, add_selection, plan_models
 from evalswap.errors import EXIT_OK, EvalswapError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    from evalswap.engines.registry import REMOTE
     from evalswap.prompting.tokenizer_process import TokenizerProcess
 
     with TokenizerProcess() as tokenizers:

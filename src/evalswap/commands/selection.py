@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from evalswap.config.experiment import Experiment
     from evalswap.plan import ModelPlan
 
-REMOTE = "openai"  # the engine that may need no tokenizer
 HF_OPTIONS = (
     "tokenizer_path", "model_kwargs", "tokenizer_kwargs", "generation_kwargs", "peft_path", "pad_token_id",
     "max_seq_len", "max_out_len", "min_out_len", "batch_size", "hf_num_gpus", "stop_words",
