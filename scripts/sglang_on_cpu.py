@@ -40,6 +40,7 @@ LIGHT = (
 UNNAMED = ("dill", "jsonschema", "triton")
 
 MARKER = "sglang-on-cpu.json"  # written last: an environment without it is incomplete
+VERSIONS = {"sglang": SGLANG, "torch": TORCH}
 SHIM = "_sglang_on_cpu"
 # torchvision's wheel on PyPI is built for CUDA; beside a CPU torch its operators do not load, and its import fails
 # for want of their schemas. Nothing that serves text calls one.
@@ -88,7 +89,8 @@ def python_of(folder: Path) -> Path:
 
 
 def complete(folder: Path) -> bool:
-    return (folder / MARKER).is_file() and python_of(folder).exists()
+    marker = folder / MARKER
+    return marker.is_file() and json.loads(marker.read_text()) == VERSIONS and python_of(folder).exists()
 
 
 def make(folder: Path, base: str, pip_args: list[str]) -> None:
@@ -118,7 +120,7 @@ def make(folder: Path, base: str, pip_args: list[str]) -> None:
         started = time.monotonic()
         step()
         print(f"    {time.monotonic() - started:.0f} s", flush=True)
-    (folder / MARKER).write_text(json.dumps({"sglang": SGLANG, "torch": TORCH}) + "\n")
+    (folder / MARKER).write_text(json.dumps(VERSIONS) + "\n")
 
 
 def light(python: str) -> list[str]:

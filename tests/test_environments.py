@@ -68,13 +68,13 @@ def quick_python(tmp_path: Path) -> str:
     return str(script)
 
 
-def make_wheel(folder: Path, works: bool = True) -> None:
-    info = "toy-1.2.dist-info"
-    with zipfile.ZipFile(folder / "toy-1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("toy.py", f"works = {works}\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.2\n")
+def make_wheel(folder: Path, works: bool = True, name: str = "toy") -> None:
+    info = f"{name}-1.2.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", f"works = {works}\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", f"toy.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
 
 
 def fake_environment(home: Path, complete: bool = True) -> Path:
@@ -87,7 +87,8 @@ def fake_environment(home: Path, complete: bool = True) -> Path:
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to(sys.executable)
     if complete:
-        (folder / MARKER).write_text("{}")
+        marker = {"device": "cpu", "recipe": RECIPES["toy"]["cpu"].steps if "toy" in RECIPES else []}
+        (folder / MARKER).write_text(json.dumps(marker))
     return folder
 
 
@@ -290,6 +291,48 @@ def test_installs_once(home: Path, wheels: Path) -> None:
     with pytest.raises(EngineError, match="toy: an environment: failed"):
         install("toy", echo=lines.append, reinstall=True, python="false")
     assert not folder.exists()
+
+
+def test_an_environment_of_an_older_recipe_is_brought_up_to_date(
+    home: Path, wheels: Path, quick_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline = ["--no-index", "--find-links", str(wheels)]
+    make_wheel(wheels)
+    folder = home / "engines" / "toy"
+    install("toy", offline, print, python=quick_python)
+    (folder / "kept").touch()
+    old = RECIPES["toy"]["cpu"]
+    newer = Recipe(("toy",), (("install", "toy", "more"),), check="import toy, more")
+    monkeypatch.setitem(RECIPES, "toy", {"cpu": newer})
+    lines: list[str] = []
+    with pytest.raises(EngineError, match="toy: toy, more: failed"):  # nobody has it: the engine stays as it was
+        install("toy", offline, lines.append)
+    assert find_interpreter("toy", ("toy",)).version == "1.2"
+    assert json.loads((folder / MARKER).read_text())["recipe"] == [list(step) for step in old.steps]
+
+    make_wheel(wheels, name="more")
+    lines.clear()
+    install("toy", offline, lines.append)
+    assert lines[0] == f"toy was installed by another version of evalswap: bringing {folder} up to date"
+    steps = [line.partition(" ")[2] for line in lines if line[0].isdigit()]
+    assert steps == ["toy, more …", "check that it can be imported …"]
+    assert (folder / "kept").exists()
+    assert json.loads((folder / MARKER).read_text())["versions"]["more"] == "1.2"
+    lines.clear()
+    install("toy", offline, lines.append)
+    assert lines == [f"toy is installed already, in {folder}"]
+
+
+def test_an_environment_for_gpus_stays_one_on_a_machine_without(
+    home: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fake_environment(home)
+    on_gpus = Recipe(("toy",), (("install", "toy[cuda]"),), check="import toy")
+    monkeypatch.setitem(RECIPES, "toy", {**RECIPES["toy"], "cuda": on_gpus})
+    (folder / MARKER).write_text(json.dumps({"device": "cuda", "recipe": on_gpus.steps}))
+    lines: list[str] = []
+    install("toy", echo=lines.append)
+    assert lines == [f"toy is installed already, in {folder}"]
 
 
 def test_two_installations_take_turns(home: Path, wheels: Path) -> None:

@@ -43,7 +43,7 @@ class Transformers(ManagedEngine):
     hints: ClassVar[tuple[tuple[str, str], ...]] = (
         (
             r"No module named 'peft'",
-            "peft_path needs peft in that environment: evalswap engines install transformers --reinstall, or pip "
+            "peft_path needs peft in that environment: evalswap engines install transformers brings it, or pip "
             "install peft with its Python",
         ),
     )

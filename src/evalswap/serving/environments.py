@@ -23,7 +23,16 @@ from evalswap.data_folder import data_folder
 from evalswap.engines.base import ManagedEngine
 from evalswap.engines.registry import managed_engine, managed_engine_names
 from evalswap.errors import EngineError, did_you_mean
-from evalswap.serving.installation import Echo, Installation, is_complete, python_of, remove, site_packages
+from evalswap.serving.installation import (
+    Echo,
+    Installation,
+    follows,
+    installed_for,
+    is_complete,
+    python_of,
+    remove,
+    site_packages,
+)
 from evalswap.serving.recipes import NEED_NO_INSTALL, NOT_HERE, RECIPES, Device, Recipe
 
 _ALSO_READ = ("torch", "transformers")  # versions worth knowing of any engine's environment
@@ -197,8 +206,8 @@ def install(
 ) -> Interpreter:
     """Install an engine into an environment of its own, and check that it can be imported there.
 
-    An environment whose installation did not finish is made anew. Of two installations of one engine at a
-    time the second waits.
+    An environment whose installation did not finish is made anew, and one that an evalswap with another recipe
+    installed is brought up to date. Of two installations of one engine at a time the second waits.
 
     Args:
         engine: a key of ``RECIPES``.
@@ -218,11 +227,17 @@ def install(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(f".{engine}.lock"), f"another installation of {engine} runs", echo):
-            if is_complete(folder) and not reinstall:
-                echo(f"{engine} is installed already, in {folder}")
-            else:
+            if reinstall or not is_complete(folder):
                 remove(folder)
-                Installation(engine, recipe, device, folder, echo).run(base, pip_args)
+                Installation(engine, recipe, device, folder, echo).make(base, pip_args)
+            else:
+                # Machines with and without a GPU may share it: it stays what it was made for.
+                device = installed_for(folder) or device
+                recipe = _recipe(engine, device)
+                if follows(folder, recipe):
+                    echo(f"{engine} is installed already, in {folder}")
+                else:
+                    Installation(engine, recipe, device, folder, echo).update(pip_args)
     except OSError as error:
         where = "set EVALSWAP_HOME to a folder that can be written and has space"
         raise EngineError(f"{engine} cannot be installed into {folder}: {error}", where) from error

@@ -43,6 +43,26 @@ def is_complete(folder: Path) -> bool:
     return (folder / MARKER).is_file() and python_of(folder).exists()
 
 
+def installed_for(folder: Path) -> Device | None:
+    """Return the device that a complete environment was installed for, or None where it does not say."""
+    device = _marker(folder).get("device")
+    return device if device in ("cpu", "cuda") else None
+
+
+def follows(folder: Path, recipe: Recipe) -> bool:
+    """Tell whether a complete environment was installed by this recipe, not by that of another evalswap."""
+    steps = _marker(folder).get("recipe")
+    return steps == [list(step) for step in recipe.steps]
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+    except ValueError:
+        return {}
+    return marker if isinstance(marker, dict) else {}
+
+
 def remove(folder: Path) -> None:
     """Remove an environment, if there is one."""
     if folder.exists():
@@ -68,9 +88,28 @@ class Installation:
     def log_path(self) -> Path:
         return self.folder.with_name(f"{self.engine}.log")
 
-    def run(self, base: Path, pip_args: Sequence[str]) -> None:
-        steps = self._steps(base, pip_args)
+    def make(self, base: Path, pip_args: Sequence[str]) -> None:
+        """Make the environment with the Python ``base``.
+
+        Raises:
+            EngineError: a step failed; the environment stays without its marker.
+        """
         self.echo(f"installing {self.engine} for {self.device} into {self.folder}")
+        make_environment = ("an environment", [str(base), "-m", "venv", str(self.folder)])
+        self._run([make_environment, *self._steps(pip_args)], pip_args)
+
+    def update(self, pip_args: Sequence[str]) -> None:
+        """Follow the recipe once more in an environment that the recipe of another evalswap made.
+
+        pip leaves alone what is there already, and changes nothing of a step for which it cannot get everything.
+
+        Raises:
+            EngineError: a step failed; the environment keeps its old marker.
+        """
+        self.echo(f"{self.engine} was installed by another version of evalswap: bringing {self.folder} up to date")
+        self._run(self._steps(pip_args), pip_args)
+
+    def _run(self, steps: Sequence[tuple[str, list[str]]], pip_args: Sequence[str]) -> None:
         started = time.monotonic()
         with self.log_path.open("w") as log:
             for number, (title, command) in enumerate(steps, 1):
@@ -81,10 +120,10 @@ class Installation:
         self._mark(pip_args)
         self.echo(f"{self.engine} is installed ({time.monotonic() - started:.0f} s)")
 
-    def _steps(self, base: Path, pip_args: Sequence[str]) -> list[tuple[str, list[str]]]:
+    def _steps(self, pip_args: Sequence[str]) -> list[tuple[str, list[str]]]:
         python = str(python_of(self.folder))
         pip = [python, "-m", "pip"]
-        steps = [("an environment", [str(base), "-m", "venv", str(self.folder)])]
+        steps = []
         for action, *names in self.recipe.steps:
             if action == "install":
                 options = ["--progress-bar", "off", "--no-input", "--disable-pip-version-check", *pip_args]
