@@ -228,9 +228,52 @@ def test_a_wrong_config_is_told_as_json_too(home: Path, capsys: pytest.CaptureFi
 
 def test_no_secret_is_shown(home: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--hf-path", str(demo_model), "--datasets", "demo", "-a", "toy", "--engine-args", "hf_token=hf_verysecret"]
-    for form in ([], ["--json"]):
-        main(["check", *words, *form])
-        assert "hf_verysecret" not in capsys.readouterr().out
+    for form in (["check"], ["check", "--json"], ["run", "--dry-run"]):
+        main([form[0], *words, *form[1:]])
+        said = capsys.readouterr()
+        assert "toy" in said.out
+        assert "hf_verysecret" not in said.out + said.err
+
+
+def test_answers_are_as_long_as_a_run_would_let_them_be(
+    home: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "eval.py"
+    text = (
+        "from mmengine.config import read_base\n"
+        "with read_base():\n    from .datasets.demo.demo_gen import demo_datasets as datasets\n"
+        "datasets = [{{**d, 'infer_cfg': {{**d['infer_cfg'], 'inferencer': dict(type='GenInferencer')}}}}"
+        " for d in datasets]\n"
+        "models = [dict(type='HuggingFacewithChatTemplate', abbr='m', path={model!r}, max_seq_len=128, {more})]\n"
+    )
+    for more, length in (("", 512), ("generation_kwargs=dict(max_new_tokens=300)", 300), ("max_out_len=70", 70)):
+        config.write_text(text.format(model=str(demo_model), more=more))
+        code, model = check(capsys, config, "-a", "toy")
+        assert code == 0
+        assert f"up to {length} tokens" in of(model, "sampling")[0][1]
+        assert model["figures"]["work"]["answer_tokens"] == 64 * length
+        assert f'"context": {128 + length}' in model["figures"]["start"]["command"]
+        assert "get less room" not in str(model["findings"])
+
+
+def test_what_is_no_adapter_is_found(
+    home: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("transformers", "torch"):
+        info = tmp_path / "site" / f"{name}-9.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.0\n")
+    monkeypatch.setenv("EVALSWAP_TRANSFORMERS_PYTHON", sys.executable)
+    words = ["--hf-path", demo_model, "--datasets", "demo", "--peft-path"]
+    (tmp_path / "empty").mkdir()
+    for path, said in ((tmp_path / "gone", "adapter not found"), (tmp_path / "empty", "no adapter_config.json")):
+        code, model = check(capsys, *words, path)
+        assert code == 1
+        ((level, text),) = of(model, "launch")
+        assert level == "problem"
+        assert said in text
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    assert check(capsys, *words, tmp_path / "empty")[0] == 0
 
 
 def test_a_warm_server_is_named(home: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -647,13 +690,24 @@ def test_this_machines_memory() -> None:
     assert 0 < found.free <= found.total
 
 
+def test_each_copy_of_a_model_needs_its_weights(
+    home: Path, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_gpus(tmp_path / "bin", monkeypatch, (400, 400), (400, 400))
+    words = ["--hf-path", demo_model, "--datasets", "demo", "-a", "toy", "--hf-num-gpus", "2"]
+    assert of(check(capsys, *words)[1], "memory")[0][0] == "good"
+    ((level, text), *_) = of(check(capsys, *words, "--engine-args", "copies=2")[1], "memory")
+    assert (level, "too little" in text) == ("problem", True)
+
+
 @pytest.mark.parametrize(
     ("gpu", "words", "level", "told", "hint"),
     [
         ((80000, 79000), [], "good", "a GPU has 78.1 GiB, 77.1 GiB free", ""),
         ((300, 300), [], "problem", "too little", "max_seq_len"),
         ((80000, 100), [], "problem", "another program holds the rest", "CUDA_VISIBLE_DEVICES"),
-        ((80000, 79000), ["--hf-num-gpus", "2"], "problem", "num_gpus=2, but this machine shows 1", "num_gpus"),
+        ((80000, 79000), ["--engine-args", "copies=3"], "problem", "3 GPUs are wanted", "copies"),
+        ((80000, 79000), ["--hf-num-gpus", "2"], "problem", "2 GPUs are wanted, but this machine shows 1", "num_gpus"),
     ],
 )
 def test_memory_on_a_gpu(

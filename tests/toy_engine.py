@@ -52,6 +52,9 @@ def toy_class() -> Any:
         def read(self, answer: Any, request: Request) -> Completion:
             return Completion((1,), None, "stop", 1, 1)
 
+        def replicas(self, launch: Launch) -> int:
+            return int(launch.engine_args.get("copies", 1))
+
         def window(self, launch: Launch) -> int:
             return 4
 

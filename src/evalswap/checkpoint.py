@@ -1,10 +1,11 @@
-"""A model's files: where its folder is, and what its small JSON files say. Weights are never read here.
+"""A model's files: where its folder is, and what its small JSON files say. Weights are never loaded here.
 
-Reads config.json, generation_config.json and the names of the weight files, so no torch is needed.
+Reads config.json, generation_config.json and a sample of the weight files, so no torch is needed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from evalswap.errors import ModelFilesError, did_you_mean
-from evalswap.gguf import gguf_config
+from evalswap.gguf import gguf_config, gguf_parts
+from evalswap.weights import stored_dtype
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "model_max_length", "max_seq_len")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
@@ -36,6 +38,8 @@ class Checkpoint:
     name: str  # as the config named it
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
+    elsewhere: tuple[Path, ...] = ()  # weight files that are not in the folder itself
+    stored_dtype: str | None = None  # of the weights, where config.json names none
 
     @property
     def architecture(self) -> str:
@@ -43,8 +47,8 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str | None:
-        """The dtype the checkpoint says it is stored in ("bfloat16"), if it says."""
-        value = self._text_config("dtype") or self._text_config("torch_dtype")
+        """The dtype that the checkpoint is stored in ("bfloat16"), if its files say."""
+        value = self._text_config("dtype") or self._text_config("torch_dtype") or self.stored_dtype
         return str(value).removeprefix("torch.") if value else None
 
     @property
@@ -55,6 +59,19 @@ class Checkpoint:
             if isinstance(value, int) and value > 0:
                 return value
         return None
+
+    @property
+    def one_rope_context(self) -> int | None:
+        """The longest context in which LongRoPE takes its short factors, in tokens; None without LongRoPE.
+
+        transformers chooses by the length of each sequence, some engines by the context that they are started with.
+        https://arxiv.org/abs/2402.13753; ``_compute_longrope_parameters`` in transformers' modeling_rope_utils.py
+        """
+        rope = self._text_config("rope_parameters") or self._text_config("rope_scaling") or {}
+        if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+            return None
+        original = rope.get("original_max_position_embeddings") or self._text_config("original_max_position_embeddings")
+        return original if isinstance(original, int) else None
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -70,16 +87,11 @@ class Checkpoint:
         Paths and file times do not enter, so a moved or copied folder keeps its identity.
         """
         digest = hashlib.sha256()
-        for file in sorted(self.folder.iterdir()):
+        for file in [*sorted(self.folder.iterdir()), *self.elsewhere]:
             if file.suffix == ".json":
                 digest.update(file.name.encode() + file.read_bytes())
             elif file.suffix in WEIGHT_SUFFIXES:
-                size = file.stat().st_size
-                digest.update(f"{file.name}:{size}".encode())
-                with file.open("rb") as stream:
-                    for place in (0, size // 2, max(0, size - SAMPLE_BYTES)):
-                        stream.seek(place)
-                        digest.update(stream.read(SAMPLE_BYTES))
+                digest.update(_sample(file))
         return digest.hexdigest()
 
     def _text_config(self, key: str) -> Any:
@@ -102,19 +114,47 @@ def find_checkpoint(
     """
     folder = find_folder(path, revision)
     files = sorted(folder.glob("*.gguf")) if gguf else []
+    elsewhere: tuple[Path, ...] = ()
     if gguf and gguf_name and (named := folder / Path(gguf_name).expanduser()).is_file():
         files = [named]
+        elsewhere = gguf_elsewhere(folder, named)
     if files and not (folder / "config.json").is_file():
-        return Checkpoint(folder, path, gguf_config(files[0]), generation_config={})
+        return Checkpoint(folder, path, gguf_config(files[0]), generation_config={}, elsewhere=elsewhere)
     if not (folder / "config.json").is_file():
         raise ModelFilesError(f"{folder}: no config.json, so this is not a HuggingFace model folder")
     generation = folder / "generation_config.json"
-    return Checkpoint(
+    found = Checkpoint(
         folder=folder,
         name=path,
         config=_read_json(folder / "config.json"),
         generation_config=_read_json(generation) if generation.is_file() else {},
+        elsewhere=elsewhere,
     )
+    return found if found.dtype or files else dataclasses.replace(found, stored_dtype=stored_dtype(folder))
+
+
+def file_identity(file: Path) -> str:
+    """Return a hash of one weight file: its name, its size and a sample of what is in it."""
+    return hashlib.sha256(_sample(file)).hexdigest()
+
+
+def _sample(file: Path) -> bytes:
+    size = file.stat().st_size
+    parts = [f"{file.name}:{size}".encode()]
+    with file.open("rb") as stream:
+        for place in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+            stream.seek(place)
+            parts.append(stream.read(SAMPLE_BYTES))
+    return b"".join(parts)
+
+
+def gguf_elsewhere(folder: Path, file: Path) -> tuple[Path, ...]:
+    """Return the files of a GGUF model that are not in the model's folder itself, which counts as it is.
+
+    Raises ModelFilesError if it is split and a part is missing.
+    """
+    parts = tuple(gguf_parts(file))
+    return () if file.parent.resolve() == folder.resolve() else parts
 
 
 def find_folder(path: str, revision: str | None = None, *, tokenizer_only: bool = False) -> Path:
@@ -127,6 +167,52 @@ def find_folder(path: str, revision: str | None = None, *, tokenizer_only: bool 
         near = did_you_mean(folder.name, [p.name for p in parent.iterdir()]) if parent.is_dir() else None
         raise ModelFilesError(f"model folder not found: {path}", near or "give an existing folder or a hub id")
     return _from_hub(path, revision, tokenizer_only)
+
+
+def find_adapter(path: str) -> str:
+    """Return an adapter's path, or its hub id as it is: engines find it in the hub's cache, and fetch nothing.
+
+    Raises ModelFilesError if nothing is there, or no adapter.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir() and not (local / "adapter_config.json").is_file():
+        raise ModelFilesError(
+            f"{path}: no adapter_config.json, so this is no adapter", "name the folder that peft saved"
+        )
+    if not local.exists() and looks_like_path(path):
+        raise ModelFilesError(f"adapter not found: {path}", "give an existing folder, for llama.cpp a GGUF file")
+    return str(local) if local.exists() else path
+
+
+def small_file(path: str, name: str) -> Path | None:
+    """Return one of a model's or adapter's small files; None where it cannot be known whether it has one.
+
+    It is looked for in its folder or in the hub's cache; nothing is downloaded. Where there is known to be none, the
+    path returned does not exist.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return (folder.parent if folder.is_file() else folder) / name
+    if looks_like_path(path):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(path, name)
+    except ValueError:  # no name of the hub's
+        return None
+    return None if found is None else Path(found) if isinstance(found, str) else folder / name
+
+
+def find_generation_config(path: str) -> Mapping[str, Any] | None:
+    """Return a model's generation_config.json, empty if it has none, without a download; None if nobody can tell.
+
+    Raises ModelFilesError if it is not readable.
+    """
+    file = small_file(path, "generation_config.json")
+    if file is None:
+        return None
+    return _read_json(file) if file.is_file() else {}
 
 
 def looks_like_path(path: str) -> bool:

@@ -6,6 +6,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,8 @@ from typing import Any, BinaryIO
 from evalswap.errors import ModelFilesError
 
 MAGIC = b"GGUF"
+# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#gguf-naming-convention
+PART = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -45,8 +48,16 @@ def gguf_config(file: Path) -> dict[str, Any]:
         **{word: _largest(said.get(f"{kind}.{name}")) for word, name in SHAPE.items()},
         "eos_token_id": list(dict.fromkeys(said[name] for name in END_TOKENS if name in said)) or None,
         "dtype": DTYPES.get(said.get("general.file_type", -1)),
+        "rope_scaling": _long_rope(said, kind),
     }
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _long_rope(said: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    original = said.get(f"{kind}.rope.scaling.original_context_length")
+    if original is None or said.get(f"{kind}.rope.scaling.type", "longrope") != "longrope":
+        return None
+    return {"rope_type": "longrope", "original_max_position_embeddings": original}
 
 
 def _largest(value: Any) -> Any:
@@ -115,3 +126,21 @@ def _read(stream: BinaryIO, size: int) -> bytes:
     if len(content) < size:
         raise ValueError("it is cut off")
     return content
+
+
+def gguf_parts(file: Path) -> list[Path]:
+    """Return all files of a model that may be split over several, of which llama.cpp is told the first.
+
+    Raises ModelFilesError if one of them is missing.
+    """
+    split = PART.fullmatch(file.name)
+    if split is None:
+        return [file]
+    count = split["count"]
+    parts = [file.with_name(f"{split['name']}-{i:05}-of-{count}.gguf") for i in range(1, int(count) + 1)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise ModelFilesError(
+            f"{file}: of its {int(count)} parts {len(missing)} are not beside it", f"get {', '.join(missing[:3])}"
+        )
+    return parts

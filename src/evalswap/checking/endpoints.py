@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from evalswap.errors import EngineError
 from evalswap.inference.client import HttpClient
 from evalswap.plan import EndpointPlan
-from evalswap.serving.endpoint import IdSupport, Served, check_name, identify, takes_ids
+from evalswap.serving.endpoint import IdSupport, Served, check_name, identify, one_for_all, takes_ids
 
 SECONDS = 2.0  # that a server has for each answer: a check is quick
 
@@ -20,6 +20,7 @@ class EndpointReport:
     model: str
     answering: list[str] = field(default_factory=list)  # addresses
     owner: str | None = None  # "vllm", …
+    ids_as: str | None = None  # whose fields go with token ids, if it gets them
     serves: list[str] = field(default_factory=list)  # what else it says that it serves
     by_ids: bool = False
     why_no_ids: str | None = None
@@ -41,15 +42,15 @@ async def ask_endpoint(plan: EndpointPlan) -> EndpointReport:
             report.owner = report.owner or served.details.get("owned_by")
             supports.append(support)
     if plan.ids_wanted and supports:
-        refusals = [support.why_not for support in supports if not support.taken]
-        report.by_ids = not refusals
-        report.why_no_ids = refusals[0] if refusals else None
+        common = one_for_all(supports)
+        report.ids_as, report.by_ids = common.taken_as, common.taken_as is not None
+        report.why_no_ids = common.why_not or None
     return report
 
 
 async def _ask(plan: EndpointPlan, url: str) -> tuple[Served | None, IdSupport, EngineError | None]:
     """Return what one server said, as far as it came, and what is wrong with it."""
-    served, support = None, IdSupport(False)
+    served, support = None, IdSupport()
     async with HttpClient(
         url,
         key=next(iter(plan.keys), None),
@@ -61,7 +62,7 @@ async def _ask(plan: EndpointPlan, url: str) -> tuple[Served | None, IdSupport, 
             if served.others:
                 await check_name(client, plan.model, served.others)
             if plan.ids_wanted:
-                support = await takes_ids(client, plan.model)
+                support = await takes_ids(client, plan.model, served.server)
         except EngineError as error:
             return served, support, error
     return served, support, None

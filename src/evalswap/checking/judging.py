@@ -86,19 +86,20 @@ def say_prompts(check: ModelCheck, dataset: str, sample: PromptSample, max_seq_l
 
 
 def _judge_gpus(check: ModelCheck, prepared: PreparedEngine, need: MemoryNeed, there: Memory | None) -> None:
-    count = max(1, prepared.launch.num_gpus)
+    copies = prepared.engine.replicas(prepared.launch)
+    count = max(1, prepared.launch.num_gpus, copies)
     if there is None:
         check.note("memory", f"{_sizes(need)}; nvidia-smi does not tell what there is")
         return
     if there.devices < count:
-        hint = "lower run_cfg=dict(num_gpus=…), or see CUDA_VISIBLE_DEVICES"
-        check.problem("memory", f"num_gpus={count}, but this machine shows {there.devices}", hint)
+        hint = "lower run_cfg=dict(num_gpus=…) or the copies (data parallel), or see CUDA_VISIBLE_DEVICES"
+        check.problem("memory", f"{count} GPUs are wanted, but this machine shows {there.devices}", hint)
         return
     assert need.weights is not None
     one = need.one_sequence or 0
     share = share_of_gpu(prepared.engine.name, prepared.launch)
     room = there.total * share
-    least = (need.weights + one) / count
+    least = (need.weights + one) * copies / count
     on_each = f" on each of {count} GPUs" if count > 1 else ""
     have = f"a GPU has {_gib(there.total)}, {_gib(there.free)} free"
     text = f"{_sizes(need)}; at least {_gib(least)}{on_each}, {have}"
@@ -113,7 +114,7 @@ def _judge_gpus(check: ModelCheck, prepared: PreparedEngine, need: MemoryNeed, t
         )
     else:
         check.good("memory", text)
-        at_once = int((room * count - need.weights) // one) if one else need.in_flight
+        at_once = int((room * count - need.weights * copies) // one) if one else need.in_flight
         if at_once < need.in_flight:
             check.note("memory", f"room for about {at_once} requests of full length at once; more wait in the engine")
 

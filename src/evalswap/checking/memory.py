@@ -14,7 +14,6 @@ come on top: a gibibyte or a few, which no file tells.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -24,14 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalswap.checking.model_files import gguf_parts
 from evalswap.checkpoint import Checkpoint
 from evalswap.engines.base import Launch, ManagedEngine
 from evalswap.engines.flags import given
 from evalswap.engines.llamacpp import weights_file
+from evalswap.gguf import gguf_parts
+from evalswap.weights import LONGEST_HEADER, read_header, weight_files
 
 GIB = 1 << 30
-HEADERS_READ = 32 << 20  # bytes of headers at most; files beyond count by their size
 _ASK_SECONDS = 5.0
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # as safetensors writes them
 _LOADED = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -97,14 +96,15 @@ def _cache_element(engine: ManagedEngine, launch: Launch, weights: int | None) -
 def weights_size(checkpoint: Checkpoint, loaded: int | None) -> int | None:
     """Return the bytes of a model's weights once loaded, each float in ``loaded`` bytes (None: as stored).
 
-    Quantised weights stay as they are stored. None if the folder has no weights.
+    Quantised weights stay as they are stored, and files whose headers are too long in all count by their size. None
+    if the folder has no weights.
     """
     if checkpoint.config.get("quantization_config"):
         loaded = None
-    files = _weight_files(checkpoint.folder)
+    files = weight_files(checkpoint.folder)
     total, read = 0, 0
     for file in files:
-        header = _header(file, HEADERS_READ - read) if file.suffix == ".safetensors" else None
+        header = read_header(file, LONGEST_HEADER - read) if file.suffix == ".safetensors" else None
         if header is None:
             total += file.stat().st_size
             continue
@@ -209,42 +209,6 @@ def _layers(config: Mapping[str, Any]) -> list[tuple[int, float]] | None:
         for kind in kinds
         if str(kind).endswith("attention") and kind != "linear_attention"
     ]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that an engine loads: of several copies in a folder only one."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-            return [folder / str(name) for name in sorted(names) if (folder / str(name)).is_file()]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            pass
-    for pattern in ("model*.safetensors", "*.safetensors", "*.bin", "*.pt", "*.gguf"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    return []
-
-
-def _header(file: Path, most: int) -> tuple[int, list[Mapping[str, Any]]] | None:
-    """Return the length of a safetensors file's header and its tensors; None if it cannot be read, or is too long.
-
-    https://huggingface.co/docs/safetensors/index#format
-    """
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= most:
-                return None
-            entries = json.loads(stream.read(length))
-        tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
-        for tensor in tensors:
-            begin, end = tensor["data_offsets"]
-            if not 0 <= begin <= end or not isinstance(tensor["dtype"], str):
-                return None
-        return length, tensors
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _number(file: Path) -> int | None:

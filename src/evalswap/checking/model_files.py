@@ -6,13 +6,12 @@ another dtype and size.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evalswap.checking.findings import ModelCheck
-from evalswap.checkpoint import Checkpoint, find_checkpoint, find_folder, looks_like_path
+from evalswap.checkpoint import Checkpoint, find_checkpoint, find_folder, gguf_elsewhere, looks_like_path
 from evalswap.engines.base import Launch, ManagedEngine
 from evalswap.engines.llamacpp import weights_file
 from evalswap.errors import ModelFilesError, did_you_mean
@@ -20,8 +19,6 @@ from evalswap.gguf import gguf_config
 from evalswap.plan import LaunchPlan
 
 TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.tiktoken", "*.model")
-# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#gguf-naming-convention
-_PART = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
 def find_model(
@@ -47,7 +44,8 @@ def find_model(
             checkpoint = weights  # a vocabulary takes a moment to read: once is enough
         else:
             gguf = engine is not None and engine.program is not None
-            checkpoint = find_checkpoint(launch.path, launch.revision, gguf=gguf)
+            named = str(launch.engine_args.get("model") or "")
+            checkpoint = find_checkpoint(launch.path, launch.revision, gguf=gguf, gguf_name=named)
     except ModelFilesError as error:
         failure = failure or error
     if failure is not None:
@@ -55,14 +53,14 @@ def find_model(
         return checkpoint, None
     if weights is not None:
         dtype = weights.dtype or "quantised, or of several dtypes"
-        check.good("model", f"{folder / weights.name} ({weights.architecture}, {dtype})")
+        check.good("model", f"{weights.name} ({weights.architecture}, {dtype})")
     elif checkpoint is not None:
         check.good("model", f"{folder} ({checkpoint.architecture}, {checkpoint.dtype or 'dtype not said'})")
     return checkpoint, weights or checkpoint
 
 
 def gguf_checkpoint(folder: Path, engine_args: Mapping[str, Any]) -> Checkpoint:
-    """Return the model as the GGUF that llama.cpp would load describes it; its name is the file's.
+    """Return the model as the GGUF that llama.cpp would load describes it; its name is the file's path.
 
     Raises ModelFilesError if the file is not there, not whole, or one of several that are not told apart.
     """
@@ -72,26 +70,8 @@ def gguf_checkpoint(folder: Path, engine_args: Mapping[str, Any]) -> Checkpoint:
         named = Path(str(engine_args.get("model", ""))).name
         near = did_you_mean(named, [file.name for file in folder.glob("*.gguf")])
         raise ModelFilesError(error.message, near or error.hint) from error
-    gguf_parts(file)
-    return Checkpoint(file.parent, file.name, gguf_config(file), generation_config={})
-
-
-def gguf_parts(file: Path) -> list[Path]:
-    """Return all files of a model that may be split over several, of which llama.cpp is told the first.
-
-    Raises ModelFilesError if one of them is missing.
-    """
-    split = _PART.fullmatch(file.name)
-    if split is None:
-        return [file]
-    count = split["count"]
-    parts = [file.with_name(f"{split['name']}-{i:05}-of-{count}.gguf") for i in range(1, int(count) + 1)]
-    missing = [part.name for part in parts if not part.is_file()]
-    if missing:
-        raise ModelFilesError(
-            f"{file}: of its {int(count)} parts {len(missing)} are not beside it", f"get {', '.join(missing[:3])}"
-        )
-    return parts
+    elsewhere = gguf_elsewhere(folder, file)
+    return Checkpoint(folder, str(file), gguf_config(file), {}, elsewhere=elsewhere)
 
 
 def lacks_tokenizer(folder: Path) -> bool:

@@ -22,16 +22,17 @@ from evalswap.checking.judging import judge_memory, say_prompts
 from evalswap.checking.memory import Memory, gpu_memory
 from evalswap.checking.model_files import find_model, lacks_tokenizer
 from evalswap.checking.prompts import sample_prompts
-from evalswap.checkpoint import Checkpoint, find_checkpoint
+from evalswap.checkpoint import Checkpoint, find_checkpoint, find_generation_config
 from evalswap.config.experiment import Experiment
 from evalswap.config.specs import DatasetSpec
 from evalswap.engines.base import Emulated, Engine, ManagedEngine
-from evalswap.engines.openai import OpenAICompatible
+from evalswap.engines.openai import openai_engine
 from evalswap.engines.registry import managed_engine
-from evalswap.errors import EvalswapError
+from evalswap.errors import EvalswapError, ModelFilesError
+from evalswap.inference.sampling_check import check_asked
 from evalswap.plan import LaunchPlan, ModelPlan
 from evalswap.prompting.requests import RequestMaker
-from evalswap.prompting.sampling import resolve_sampling
+from evalswap.prompting.sampling import max_new_tokens, resolve_sampling
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.records import Sampling
@@ -88,10 +89,14 @@ class Checker:
         checkpoint, weights = find_model(check, launch, engine)
         prepared = loaded = None
         if engine is not None and found is not None and checkpoint is not None and weights is not None:
-            launched = resolve_launch(launch, plan, checkpoint, found, self._workload(plan))
-            prepared = PreparedEngine(engine, found, checkpoint, launched)
-            loaded = dataclasses.replace(prepared, checkpoint=weights)
-            self._architecture(check, loaded)
+            try:
+                launched = resolve_launch(launch, plan, checkpoint, found, self._workload(plan))
+            except EvalswapError as error:
+                check.failed("launch", error)
+            else:
+                prepared = PreparedEngine(engine, found, checkpoint, launched)
+                loaded = dataclasses.replace(prepared, checkpoint=weights)
+                self._architecture(check, loaded)
         context_len = context_len_of(plan, checkpoint, self._longest_answer(plan)) if checkpoint else None
         beside = plan.engine == "llamacpp" and plan.prompt.tokenizer_path == launch.path
         usable = _settled(check, tokenizer, Path(launch.path).expanduser() if beside else None)
@@ -170,15 +175,32 @@ class Checker:
         report = asyncio.run(ask_endpoint(plan.endpoint))
         check.figures["server"] = dataclasses.asdict(report)
         self._server(check, plan, report)
-        engine = OpenAICompatible(plan.endpoint, report.by_ids)
+        engine = openai_engine(plan.endpoint, report.ids_as)
         by_ids = report.by_ids and tokenizer is not None
         usable = _settled(check, tokenizer) if by_ids and tokenizer is not None else None
         checkpoint = context_len = None
         if usable is not None:
             checkpoint = find_checkpoint(str(usable.folder))
             context_len = context_len_of(plan, checkpoint, self._longest_answer(plan))
+        elif not report.by_ids:
+            checkpoint = self._known_config(check, plan)
         self._datasets(check, plan, engine, checkpoint, usable, context_len)
         self._work(check, plan)
+
+    def _known_config(self, check: ModelCheck, plan: ModelPlan) -> Checkpoint | None:
+        """Return what the sampling of questions by messages depends on of the model's files."""
+        path = plan.prompt.tokenizer_path
+        if path is None or not plan.sampling.apply_generation_config:
+            return None
+        try:
+            config = find_generation_config(path)
+        except ModelFilesError as error:
+            check.failed("sampling", error)
+            return None
+        if config is None:
+            check.note("sampling", f"generation_config.json of {path} is not known here, so it is not applied")
+            return None
+        return Checkpoint(Path(path), path, {}, config)
 
     def _server(self, check: ModelCheck, plan: ModelPlan, report: EndpointReport) -> None:
         for url, problem, hint in report.problems:
@@ -194,7 +216,7 @@ class Checker:
                 check.problem(
                     "protocol",
                     "its chat endpoint would put a chat template around a base model's prompt",
-                    "use a server whose /v1/completions takes and returns token ids (vLLM does), or -a vllm",
+                    "use a vLLM or an SGLang server, which get token ids, or -a vllm",
                 )
 
     # -- both ------------------------------------------------------------------------------------------
@@ -233,7 +255,7 @@ class Checker:
                 check.failed("sampling", error)
                 continue
             figures |= {"rows": len(rows.rows), "source": rows.source, "sampling": dataclasses.asdict(sampling)}
-            self._say_sampling(check, dataset, engine, sampling)
+            self._say_sampling(check, plan, dataset, engine, checkpoint, sampling)
             if tokenizer is None and plan.launch is not None:
                 continue  # the problem with the tokenizer is on record
             maker = RequestMaker(plan.prompt, dataset, sampling, tokenizer, context_len, self.tokenizers.load)
@@ -249,11 +271,20 @@ class Checker:
             say_prompts(check, dataset.abbr, sample, plan.prompt.max_seq_len)
         return max(longest, default=None)
 
-    def _say_sampling(self, check: ModelCheck, dataset: DatasetSpec, engine: Engine | None, sampling: Sampling) -> None:
+    def _say_sampling(
+        self,
+        check: ModelCheck,
+        plan: ModelPlan,
+        dataset: DatasetSpec,
+        engine: Engine | None,
+        checkpoint: Checkpoint | None,
+        sampling: Sampling,
+    ) -> None:
         if engine is None:
             return
+        of_model = checkpoint.generation_config if checkpoint else {}
         try:
-            engine.native_sampling(sampling)
+            check_asked(engine, sampling, plan.sampling, of_model, dataset.infer_cfg.inferencer.min_out_len)
         except EvalswapError as error:
             check.failed("sampling", error)
             return
@@ -265,9 +296,8 @@ class Checker:
                 check.note("sampling", f"{dataset.abbr}: {name} is emulated: {entry.how}")
 
     def _workload(self, plan: ModelPlan) -> Workload:
-        of_model = plan.sampling.max_out_len or 0
         lengths = [
-            (len(rows.rows), dataset.infer_cfg.inferencer.max_out_len or of_model)
+            (len(rows.rows), max_new_tokens(plan.sampling, dataset.infer_cfg.inferencer.max_out_len))
             for dataset in self.experiment.datasets
             if isinstance(rows := self._rows[dataset.abbr], Rows)
         ]
@@ -275,8 +305,8 @@ class Checker:
         return Workload(self._longest_answer(plan), answers, sum(number * length for number, length in lengths))
 
     def _longest_answer(self, plan: ModelPlan) -> int:
-        of_model = plan.sampling.max_out_len or 0
-        return max(dataset.infer_cfg.inferencer.max_out_len or of_model for dataset in self.experiment.datasets)
+        datasets = self.experiment.datasets
+        return max(max_new_tokens(plan.sampling, dataset.infer_cfg.inferencer.max_out_len) for dataset in datasets)
 
     def _work(self, check: ModelCheck, plan: ModelPlan) -> None:
         work = self._workload(plan)

@@ -22,11 +22,16 @@ from evalswap.records import Completion, Request, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """The engine has the field, under this name. ``least`` and ``most`` bound what it takes."""
+    """The engine has the field, under this name.
+
+    ``least`` and ``most`` bound what it takes. Of stop texts it may take no more than the ``first`` few; evalswap,
+    which cuts each answer at all of them, does the rest.
+    """
 
     name: str
     least: float | None = None
     most: float | None = None
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +43,13 @@ class Emulated:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The engine cannot do it: any value but the neutral one is an error."""
+    """The engine cannot do it: any value but the neutral one is an error.
+
+    That one is ``Sampling``'s own default, unless the engine does always ``does``.
+    """
 
     why: str
+    does: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,20 @@ SamplingTable = Mapping[str, Native | Emulated | Refused]
 NEUTRAL = Sampling(max_new_tokens=1)
 
 
+class RefusedSampling(ConversionError):
+    """An engine does not do what a sampling block asks for.
+
+    ``asked`` are the fields and their values; ``neutral`` the fields with the values that ask for nothing, of which one
+    is enough to be taken. It is empty where a field is taken, but not with this value.
+    """
+
+    def __init__(self, asked: Mapping[str, Any], engine: str, why: str, neutral: Mapping[str, Any]) -> None:
+        values = " with ".join(f"{name}={value!r}" for name, value in asked.items())
+        cure = " or ".join(f"{name}={value!r}" for name, value in neutral.items()) or "another value"
+        super().__init__(f"{values} cannot be asked of {engine}: {why}", f"choose {cure}, or another engine")
+        self.asked, self.engine, self.why, self.neutral = asked, engine, why, neutral
+
+
 def translate_sampling(
     sampling: Sampling, table: SamplingTable, engine: str, exclusive: tuple[Exclusive, ...] = ()
 ) -> dict[str, Any]:
@@ -66,7 +89,7 @@ def translate_sampling(
     Each field of ``Sampling`` must be in ``table``. Native fields are always sent, neutral or not, except
     None and empty lists. Nothing is drawn in a greedy answer, so its seed is not sent.
 
-    Raises ConversionError for a refused field with a value that is not neutral, for a value that the engine
+    Raises RefusedSampling for a refused field with a value that is not neutral, for a value that the engine
     does not take, and for two fields that exclude each other.
     """
     if sampling.greedy:
@@ -79,37 +102,27 @@ def translate_sampling(
             if value is None or value == ():
                 continue
             _check_range(spec.name, value, entry, engine)
-            native[entry.name] = list(value) if isinstance(value, tuple) else value
-        elif isinstance(entry, Refused) and _says_something(sampling, spec.name):
-            raise ConversionError(
-                f"{spec.name}={value!r} cannot be asked of {engine}: {entry.why}",
-                f"remove it from generation_kwargs, or choose an engine that has {spec.name}",
-            )
+            native[entry.name] = list(value[: entry.first]) if isinstance(value, tuple) else value
+        elif isinstance(entry, Refused) and value != (neutral := _neutral(spec.name, entry)):
+            raise RefusedSampling({spec.name: value}, engine, entry.why, {spec.name: neutral})
     for pair in exclusive:
-        if all(_says_something(sampling, name) for name in pair.fields):
-            one, other = (f"{name}={getattr(sampling, name)!r}" for name in pair.fields)
-            raise ConversionError(
-                f"{one} with {other} cannot be asked of {engine}: {pair.why}",
-                f"set one of them to its neutral value in generation_kwargs "
-                f"({', '.join(f'{name}={getattr(NEUTRAL, name)}' for name in pair.fields)}), "
-                "or choose another engine",
-            )
+        asked = {name: getattr(sampling, name) for name in pair.fields}
+        neutrals = {name: getattr(NEUTRAL, name) for name in pair.fields}
+        if all(value != neutrals[name] for name, value in asked.items()):
+            raise RefusedSampling(asked, engine, pair.why, neutrals)
     return native
 
 
-def _says_something(sampling: Sampling, name: str) -> bool:
-    return bool(getattr(sampling, name) != getattr(NEUTRAL, name))
+def _neutral(name: str, entry: Refused) -> Any:
+    return getattr(NEUTRAL, name) if entry.does is None else entry.does
 
 
 def _check_range(name: str, value: Any, entry: Native, engine: str) -> None:
-    neutral = value == getattr(NEUTRAL, name)
-    too_low = entry.least is not None and value < entry.least and not neutral
+    too_low = entry.least is not None and value < entry.least and value != getattr(NEUTRAL, name)
     too_high = entry.most is not None and value > entry.most
     if too_low or too_high:
         bound = f"at least {entry.least:g}" if too_low else f"at most {entry.most:g}"
-        raise ConversionError(
-            f"{name}={value!r} cannot be asked of {engine}: it takes {bound}", "choose another value or another engine"
-        )
+        raise RefusedSampling({name: value}, engine, f"it takes {bound}", {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +176,18 @@ class Engine(ABC):
     sampling: ClassVar[SamplingTable]
     exclusive: ClassVar[tuple[Exclusive, ...]] = ()
 
+    @property
+    def title(self) -> str:
+        """What people are told that it is."""
+        return self.name
+
     def native_sampling(self, sampling: Sampling) -> dict[str, Any]:
-        """Return the engine's own sampling fields. Raises ConversionError for what it refuses."""
-        return translate_sampling(sampling, self.sampling, self.name, self.exclusive)
+        """Return the engine's own sampling fields. Raises RefusedSampling for what it refuses."""
+        return translate_sampling(sampling, self.sampling, self.title, self.exclusive)
 
     @abstractmethod
     def call(self, request: Request) -> HttpCall:
-        """Return the POST that asks for one answer. Raises ConversionError for refused sampling."""
+        """Return the POST that asks for one answer. Raises RefusedSampling."""
 
     @abstractmethod
     def read(self, answer: Any, request: Request) -> Completion:
@@ -184,6 +202,8 @@ class ManagedEngine(Engine):
     health_path: ClassVar[str] = "/health"
     load_path: ClassVar[str | None] = None  # where the engine tells its load; None if it does not
     load_is_live: ClassVar[bool] = True  # False: counted anew only now and then, and no window may follow that
+    # Tokens of the longest prompt where neither config nor flags say; None: as many as the model takes.
+    prompt_room: ClassVar[int | None] = None
     start_deadline: ClassVar[float] = 1800.0  # seconds; large models load slowly
     stop_grace: ClassVar[float] = 10.0  # seconds to end in, once all is answered and it was told to stop
     # What its command line calls a field of a plan, for the translation table. One that it cannot be told is
@@ -220,6 +240,21 @@ class ManagedEngine(Engine):
     @abstractmethod
     def window(self, launch: Launch) -> int:
         """Return how many requests to keep in flight at most."""
+
+    def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
+        """Return the most tokens of prompt and answer that the user's own flags leave room for; None without any."""
+        return None
+
+    def one_rope_context(self, original: int) -> int | None:
+        """Return the longest context in which LongRoPE's short factors hold, ``original`` being the model's own.
+
+        None: the engine chooses them by each sequence's length, as transformers does.
+        """
+        return None
+
+    def replicas(self, launch: Launch) -> int:
+        """Return how many copies of the model the engine loads, each with its part of the GPUs (data parallel)."""
+        return 1
 
     def start_mode(self, launch: Launch) -> str | None:
         """Return how much the engine makes ready at its start (see ``start_modes``), if that can be chosen."""

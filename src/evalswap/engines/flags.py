@@ -17,16 +17,17 @@ def given(engine_args: Mapping[str, Any]) -> dict[str, Any]:
     return {key.lstrip("-").replace("-", "_"): value for key, value in engine_args.items()}
 
 
-def flags(arguments: Mapping[str, Any], *, negatable: Collection[str] = ()) -> list[str]:
+def flags(arguments: Mapping[str, Any], *, negatable: Collection[str] = (), short: Collection[str] = ()) -> list[str]:
     """Return ``--engine-args`` as command-line flags.
 
     True is a bare flag, None leaves it out, a dict is JSON, a list several words. False leaves it out, too, but
-    for those that are ``negatable``: ``--no-…`` switches off what the engine has on by itself.
+    for those that are ``negatable``: ``--no-…`` switches off what the engine has on by itself. ``short`` are the names
+    that the engine knows behind one dash only ("-dp").
     """
     words: list[str] = []
     for key, value in arguments.items():
         name = key.lstrip("-").replace("_", "-")
-        flag = f"--{name}"
+        flag = f"-{name}" if name in short else f"--{name}"
         if value is True:
             words.append(flag)
         elif value is False:
@@ -51,6 +52,21 @@ def number(arguments: Mapping[str, Any], *names: str, default: int) -> int:
                     f"--engine-args {name}={arguments[name]}: a whole number is wanted", "correct it"
                 ) from None
     return default
+
+
+def tokens(arguments: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first of the named lengths; None if there is none, or one that only the engine understands ("auto").
+
+    vLLM also takes "16k" (thousands) and "16K" (1024s): https://docs.vllm.ai/en/latest/configuration/engine_args/
+    """
+    value = next((str(arguments[name]) for name in names if arguments.get(name) is not None), "")
+    units = {"k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
+    digits, unit = (value[:-1], units[value[-1]]) if value[-1:] in units else (value, 1)
+    try:
+        length = int(float(digits) * unit)
+    except (ValueError, OverflowError):
+        return None
+    return length if length > 0 else None
 
 
 def tensor_parallel(launch: Launch, replicas: int, stages: int = 1) -> int:
@@ -79,6 +95,19 @@ def own_environment(launch: Launch) -> dict[str, str]:
     if launch.dtype == "float32" and launch.device == "cuda":
         env |= {"NVIDIA_TF32_OVERRIDE": "0", "TRITON_F32_DEFAULT": "ieee"}
     return env
+
+
+def first_gpus(launch: Launch, replicas: int = 1) -> dict[str, str]:
+    """Return what shows an engine ``num_gpus`` of the GPUs, where it would else take all that it sees.
+
+    ``replicas`` of a model have a GPU each at least, as with the other engines.
+    """
+    if launch.device == "cpu":
+        return {}
+    count = max(launch.num_gpus, replicas)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else list(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[:count])}
 
 
 def kept_caches(engine: str, variables: Mapping[str, str]) -> dict[str, str]:

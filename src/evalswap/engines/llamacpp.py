@@ -23,14 +23,20 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, number, own_environment
+from evalswap.engines.flags import first_gpus, flags, given, number, own_environment, tokens
 from evalswap.engines.prometheus import read_load
 from evalswap.errors import ConversionError, ModelFilesError
 from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, Request
 
 SLOTS_CPU, SLOTS_GPU = 8, 32
+# What its command line knows behind one dash only.
+SHORT_FLAGS = frozenset(
+    {"b", "bs", "c", "cb", "cmoe", "cram", "ctk", "ctkd", "ctv", "ctvd", "dev", "devd", "fa", "fit", "fitc", "fitt",
+     "kvo", "kvu", "mg", "ncmoe", "ngl", "ngld", "nkvo", "np", "nr", "ot", "sm", "t", "tb", "ts", "ub"}
+)  # fmt: skip
 CONTEXT_SLACK = 8  # a slot that is full to the last token ends its answer
+CONTEXT_STEP = 256  # tokens that it rounds a slot's context up to
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]  # in transformers' order
 OF_THE_PROMPT_TOO = Refused("it counts the prompt's tokens too, other engines those of the answer only")
 
@@ -38,6 +44,7 @@ OF_THE_PROMPT_TOO = Refused("it counts the prompt's tokens too, other engines th
 class Llamacpp(ManagedEngine):
     name: ClassVar[str] = "llamacpp"
     program: ClassVar[str] = "llama-server"
+    prompt_room: ClassVar[int] = 8192  # for every slot the cache is reserved beforehand
     load_path: ClassVar[str] = "/metrics"
     flag_names: ClassVar[Mapping[str, str]] = {
         "dtype": "the GGUF's own weights, and a KV cache to match:",
@@ -56,7 +63,7 @@ class Llamacpp(ManagedEngine):
         "repetition_penalty": Native("repeat_penalty"),
         "presence_penalty": OF_THE_PROMPT_TOO,
         "frequency_penalty": OF_THE_PROMPT_TOO,
-        "seed": Native("seed"),
+        "seed": Native("seed", least=0),
         "stop": Native("stop"),
         "stop_token_ids": Emulated("it ends answers at the GGUF's own end tokens; evalswap cuts at the stop ids"),
     }
@@ -97,10 +104,10 @@ class Llamacpp(ManagedEngine):
         if launch.device == "cpu":
             own["threads"] = own_environment(launch)["OMP_NUM_THREADS"]
         asked = {key: value for key, value in given(launch.engine_args).items() if key != "model"}
-        return [str(python), *flags(own | asked, negatable=asked.keys() - own.keys())]
+        return [str(python), *flags(own | asked, negatable=asked.keys() - own.keys(), short=SHORT_FLAGS)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return {"LLAMA_ARG_OFFLINE": "1"}
+        return {"LLAMA_ARG_OFFLINE": "1", **first_gpus(launch)}
 
     def call(self, request: Request) -> HttpCall:
         ids = request.prompt.token_ids
@@ -143,6 +150,14 @@ class Llamacpp(ManagedEngine):
             completion_tokens=len(ids),
             cached_tokens=cached,
         )
+
+    def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
+        asked = given(engine_args)
+        size = tokens(asked, "ctx_size", "c")
+        return size // number(asked, "parallel", "np", default=SLOTS_CPU) - CONTEXT_SLACK if size else None
+
+    def one_rope_context(self, original: int) -> int:
+        return original - CONTEXT_STEP
 
     def window(self, launch: Launch) -> int:
         most = SLOTS_CPU if launch.device == "cpu" else SLOTS_GPU

@@ -22,7 +22,16 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
+from evalswap.engines.flags import (
+    first_gpus,
+    flags,
+    given,
+    kept_caches,
+    number,
+    own_environment,
+    tensor_parallel,
+    tokens,
+)
 from evalswap.engines.prometheus import read_load
 from evalswap.engines.sglang import read_generated
 from evalswap.errors import ConversionError
@@ -52,7 +61,7 @@ class Lmdeploy(ManagedEngine):
         "min_new_tokens": NOT_IN_ENDPOINT,
         "temperature": Native("temperature", most=2),  # greedy is top_k=1
         "top_p": Native("top_p"),
-        "top_k": Native("top_k"),
+        "top_k": Native("top_k", most=1024),  # its kernel's limit, sampling_topk_kernels.cu
         "min_p": Native("min_p"),
         "repetition_penalty": Native("repetition_penalty"),
         "presence_penalty": NOT_IN_ENDPOINT,
@@ -80,6 +89,12 @@ class Lmdeploy(ManagedEngine):
 
     def configured(self, plan: LaunchPlan, device: str | None = None) -> Lmdeploy:
         _check_dtype(plan.dtype)
+        asked = given(plan.engine_args)
+        if asked.get("backend") == "pytorch" and number(asked, "dp", default=1) > 1:
+            raise ConversionError(
+                "lmdeploy's PyTorch backend starts a server for each data-parallel copy, and evalswap asks one",
+                "leave dp out, or take backend=turbomind",
+            )
         return LmdeployPytorch() if given(plan.engine_args).get("backend") == "pytorch" else Lmdeploy()
 
     def native_sampling(self, sampling: Sampling) -> dict[str, Any]:
@@ -95,7 +110,7 @@ class Lmdeploy(ManagedEngine):
             "model_name": SERVED_NAME,
             "dtype": launch.dtype,
             "session_len": launch.context_len + CONTEXT_SLACK,
-            "tp": tensor_parallel(launch, _replicas(launch)),
+            "tp": tensor_parallel(launch, self.replicas(launch)),
             "max_batch_size": self.window(launch),
             "generation_config": "lmdeploy",  # never the model's defaults: the sampling block is complete
             "trust_remote_code": launch.trust_remote_code,
@@ -105,7 +120,8 @@ class Lmdeploy(ManagedEngine):
         return [str(python), str(START), str(launch.model), *flags(own | asked)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return own_environment(launch) | kept_caches(self.name, CACHES)
+        # Where dp goes with tp it takes as many GPUs as it sees.
+        return own_environment(launch) | first_gpus(launch, self.replicas(launch)) | kept_caches(self.name, CACHES)
 
     def call(self, request: Request) -> HttpCall:
         assert request.prompt.token_ids is not None
@@ -123,9 +139,19 @@ class Lmdeploy(ManagedEngine):
     def read(self, answer: Any, request: Request) -> Completion:
         return read_generated(answer, request, self.name)
 
+    def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
+        asked = tokens(given(engine_args), "session_len")
+        return asked - CONTEXT_SLACK if asked else None
+
+    def replicas(self, launch: Launch) -> int:
+        asked = given(launch.engine_args)
+        if "tp" in asked:  # dp then counts the copies of attention alone, and those of the rest share their GPUs
+            return max(1, launch.num_gpus // number(asked, "tp", default=1))
+        return number(asked, "dp", default=1)
+
     def window(self, launch: Launch) -> int:
         asked = number(
-            given(launch.engine_args), "max_batch_size", default=WINDOW * max(1, launch.num_gpus, _replicas(launch))
+            given(launch.engine_args), "max_batch_size", default=WINDOW * max(1, launch.num_gpus, self.replicas(launch))
         )
         return max(1, min(asked, launch.answers or asked))
 
@@ -139,14 +165,11 @@ class LmdeployPytorch(Lmdeploy):
 
     sampling: ClassVar[SamplingTable] = {
         **Lmdeploy.sampling,
+        "top_k": Native("top_k"),
         "repetition_penalty": Refused(
             "its PyTorch backend counts the answer's tokens only, transformers those of the prompt too"
         ),
     }
-
-
-def _replicas(launch: Launch) -> int:
-    return number(given(launch.engine_args), "dp", default=1)
 
 
 def _check_dtype(dtype: str) -> None:

@@ -21,7 +21,7 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, own_environment
+from evalswap.engines.flags import first_gpus, flags, own_environment
 from evalswap.records import Completion, Request
 
 WORKER = Path(__file__).with_name("transformers_worker")
@@ -46,6 +46,7 @@ class Transformers(ManagedEngine):
             "peft_path needs peft in that environment: evalswap engines install transformers brings it, or pip "
             "install peft with its Python",
         ),
+        (r"requires bitsandbytes", "install it there: pip install bitsandbytes with that environment's Python"),
     )
     sampling: ClassVar[SamplingTable] = {
         "max_new_tokens": Native("max_new_tokens"),
@@ -78,7 +79,7 @@ class Transformers(ManagedEngine):
         return [str(python), str(WORKER), *flags(own | dict(launch.engine_args))]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return own_environment(launch)
+        return own_environment(launch) | first_gpus(launch)
 
     def call(self, request: Request) -> HttpCall:
         assert request.prompt.token_ids is not None

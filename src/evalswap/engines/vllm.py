@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from evalswap.engines.adapters import lora_rank
+from evalswap.engines.adapters import MERGE, check_adapter, is_readable, lora_rank
 from evalswap.engines.answers import as_ids, end_of
 from evalswap.engines.base import (
     LOOPBACK,
@@ -26,7 +26,7 @@ from evalswap.engines.base import (
     Native,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
+from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel, tokens
 from evalswap.engines.prometheus import read_load
 from evalswap.engines.start_modes import graph_sizes, start_mode
 from evalswap.errors import ConversionError
@@ -41,6 +41,11 @@ CPU_FLAGS = {
     "gpu_memory_utilization": 0.3,
     "distributed_executor_backend": "uni",
 }
+# What its command line knows behind one dash only.
+SHORT_FLAGS = frozenset(
+    {"ac", "cc", "dc", "dcp", "dp", "dpa", "dpb", "dpe", "dph", "dpl", "dpm", "dpn", "dpp", "dpr", "ep", "n", "O",
+     "pcp", "pp", "q", "r", "sc", "tp"}
+)  # fmt: skip
 SETS_MODE_ITSELF = ("enforce_eager", "compilation_config", "optimization_level", "O", "cc")
 BASE_NAME = "base"  # of the model without its adapter
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that --max-lora-rank takes
@@ -67,15 +72,15 @@ class Vllm(ManagedEngine):
     sampling: ClassVar[SamplingTable] = {
         "max_new_tokens": Native("max_tokens"),
         "min_new_tokens": Native("min_tokens"),
-        "temperature": Native("temperature", least=0.01),  # it takes what is below for 0.01
+        "temperature": Native("temperature", least=0.01, most=2),  # it takes what is below for 0.01
         "top_p": Native("top_p"),
         "top_k": Native("top_k"),
         "min_p": Native("min_p"),
         "repetition_penalty": Native("repetition_penalty"),
         "presence_penalty": Native("presence_penalty", least=-2, most=2),
         "frequency_penalty": Native("frequency_penalty", least=-2, most=2),
-        "seed": Native("seed"),
-        "stop": Native("stop"),
+        "seed": Native("seed", least=0),  # -1 is none to it
+        "stop": Native("stop", first=4),  # its VLLM_MAX_STOP_STRINGS
         "stop_token_ids": Native("stop_token_ids"),
     }
     exclusive: ClassVar[tuple[Exclusive, ...]] = (
@@ -96,6 +101,8 @@ class Vllm(ManagedEngine):
 
     def configured(self, plan: LaunchPlan, device: str | None = None) -> Vllm:
         _check_adapter(plan.peft_path, plan.dtype, device)
+        if plan.peft_path and is_readable(plan.peft_path):  # else it is looked for before the start
+            check_adapter(plan.peft_path, self.name)
         return self
 
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
@@ -122,13 +129,13 @@ class Vllm(ManagedEngine):
             start = ["vllm.entrypoints.openai.api_server"]
         else:
             stages = number(asked, "pipeline_parallel_size", "pp", default=1)
-            own["tensor_parallel_size"] = tensor_parallel(launch, _replicas(launch), stages)
+            own["tensor_parallel_size"] = tensor_parallel(launch, self.replicas(launch), stages)
             start = ["vllm.entrypoints.cli.main", "serve", str(launch.model)]
         mode = self.start_mode(launch)
         asked.pop("start_mode", None)
         if mode is not None:
             own |= _mode_flags(mode, self.window(launch))
-        return [str(python), "-m", *start, *flags(own | asked, negatable=asked.keys() - own.keys())]
+        return [str(python), "-m", *start, *flags(own | asked, negatable=asked.keys() - own.keys(), short=SHORT_FLAGS)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         env = own_environment(launch) | {
@@ -148,19 +155,8 @@ class Vllm(ManagedEngine):
         return env | kept_caches(self.name, CACHES)
 
     def call(self, request: Request) -> HttpCall:
-        assert request.prompt.token_ids is not None
-        body = {
-            "model": SERVED_NAME,
-            "prompt": list(request.prompt.token_ids),
-            "n": 1,
-            "add_special_tokens": False,
-            "return_token_ids": True,
-            "skip_special_tokens": False,
-            "include_stop_str_in_output": True,
-            "ignore_eos": True,  # the eos ids are among stop_token_ids; no others may end an answer
-            **self.native_sampling(request.sampling),
-        }
-        return HttpCall("/v1/completions", body)
+        native = self.native_sampling(request.sampling)
+        return HttpCall("/v1/completions", {"model": SERVED_NAME, **completion_body(request, native)})
 
     def read(self, answer: Any, request: Request) -> Completion:
         return read_completion(answer, self.name, request)
@@ -168,9 +164,18 @@ class Vllm(ManagedEngine):
     def start_mode(self, launch: Launch) -> str | None:
         return start_mode(launch, SETS_MODE_ITSELF)
 
+    def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
+        return tokens(given(engine_args), "max_model_len")
+
+    def one_rope_context(self, original: int) -> int:
+        return original
+
+    def replicas(self, launch: Launch) -> int:
+        return number(given(launch.engine_args), "data_parallel_size", "dp", default=1)
+
     def window(self, launch: Launch) -> int:
         cpu = launch.device == "cpu"
-        most = (WINDOW_CPU if cpu else WINDOW_GPU) * max(1, 1 if cpu else launch.num_gpus, _replicas(launch))
+        most = (WINDOW_CPU if cpu else WINDOW_GPU) * max(1, 1 if cpu else launch.num_gpus, self.replicas(launch))
         asked = number(given(launch.engine_args), "max_num_seqs", default=most)
         return max(1, min(asked, launch.answers or asked))
 
@@ -199,18 +204,30 @@ def _mode_flags(mode: str, window: int) -> dict[str, Any]:
 
 def _lora_flags(adapter: str) -> dict[str, Any]:
     """Return the flags that serve an adapter under the name that requests ask for."""
+    check_adapter(adapter, Vllm.name)
     rank = lora_rank(adapter)
     largest = next((known for known in LORA_RANKS if known >= rank), None)
     if largest is None:
         raise ConversionError(
             f"{adapter}: vLLM takes LoRA adapters up to rank {LORA_RANKS[-1]}, not {rank}",
-            "merge it into the checkpoint (peft's merge_and_unload) and give the merged folder",
+            MERGE,
         )
     return {"enable_lora": True, "lora_modules": f"{SERVED_NAME}={adapter}", "max_lora_rank": largest}
 
 
-def _replicas(launch: Launch) -> int:
-    return number(given(launch.engine_args), "data_parallel_size", "dp", default=1)
+def completion_body(request: Request, native: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``/v1/completions`` is asked beside the model's name; ``native`` are the sampling fields."""
+    assert request.prompt.token_ids is not None
+    return {
+        "prompt": list(request.prompt.token_ids),
+        "n": 1,
+        "add_special_tokens": False,
+        "return_token_ids": True,
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
+        "ignore_eos": True,  # the eos ids are among stop_token_ids; no others may end an answer
+        **native,
+    }
 
 
 def read_completion(answer: Any, engine: str, request: Request) -> Completion:

@@ -56,9 +56,8 @@ class ManagedRun(ModelRun):
             self.outcome.timings |= await engine_times(prepared.engine, supervisor.client)
 
     def _workload(self) -> Workload:
-        of_model = self.plan.sampling.max_out_len or 0
-        lengths = [(len(job.rows.rows), job.dataset.infer_cfg.inferencer.max_out_len or of_model) for job in self.jobs]
-        return Workload(self.longest_answer, self.tally.total, sum(rows * length for rows, length in lengths))
+        tokens = sum(len(job.rows.rows) * self._longest_answer_of(job) for job in self.jobs)
+        return Workload(self.longest_answer, self.tally.total, tokens)
 
     async def _supervisor(self, prepared: PreparedEngine) -> Supervisor:
         log = self.context.logs / f"{self.plan.abbr.replace('/', '_')}.log"

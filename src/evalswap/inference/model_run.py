@@ -23,10 +23,11 @@ from evalswap.inference.answers import answer_text
 from evalswap.inference.asking import Asker, Timed
 from evalswap.inference.faults import TransientError
 from evalswap.inference.pending import Job, PendingRequests
+from evalswap.inference.sampling_check import check_asked
 from evalswap.inference.tally import Tally
 from evalswap.plan import ModelPlan
 from evalswap.prompting.requests import RequestMaker
-from evalswap.prompting.sampling import resolve_sampling
+from evalswap.prompting.sampling import max_new_tokens, resolve_sampling
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.records import EngineIdentity, Failure, Request, Response
@@ -136,8 +137,10 @@ class ModelRun(ABC):
     @property
     def longest_answer(self) -> int:
         """The most new tokens that a dataset asks for."""
-        of_model = self.plan.sampling.max_out_len or 0
-        return max(job.dataset.infer_cfg.inferencer.max_out_len or of_model for job in self.jobs)
+        return max(map(self._longest_answer_of, self.jobs))
+
+    def _longest_answer_of(self, job: Job) -> int:
+        return max_new_tokens(self.plan.sampling, job.dataset.infer_cfg.inferencer.max_out_len)
 
     def _identify(self, engine: EngineIdentity, facts: Mapping[str, Any], description: Mapping[str, Any]) -> None:
         """Settle what the answers' keys are made of (``facts``), and what run.json says beside it."""
@@ -177,6 +180,7 @@ class ModelRun(ABC):
     def _resolve_sampling(self, engine: Engine, checkpoint: Checkpoint | None, tokenizer: Tokenizer | None) -> None:
         plan = self.plan.sampling
         eos = list(checkpoint.eos_token_ids) if checkpoint and tokenizer else []
+        of_model = checkpoint.generation_config if checkpoint else {}
         single: Mapping[str, int] = {}
         for job in self.jobs:
             cfg = job.dataset.infer_cfg.inferencer
@@ -186,14 +190,15 @@ class ModelRun(ABC):
                     eos.append(tokenizer.eos_token_id)
             job.sampling = resolve_sampling(
                 plan,
-                checkpoint.generation_config if checkpoint else {},
+                of_model,
                 max_out_len=cfg.max_out_len,
                 min_out_len=cfg.min_out_len,
                 extra_stops=cfg.stopping_criteria,
                 eos_token_ids=eos,
                 single_token_stops=single,
             )
-            engine.native_sampling(job.sampling)  # refused here, before anything is started or asked
+            # Refused here, before anything is started or asked.
+            check_asked(engine, job.sampling, plan, of_model, cfg.min_out_len)
         chat = tokenizer if self.plan.prompt.template == "chat" else None
         self.outcome.facts |= {
             "sampling": {job.dataset.abbr: dataclasses.asdict(job.sampling) for job in self.jobs if job.sampling},

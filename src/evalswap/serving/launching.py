@@ -12,17 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalswap.checkpoint import Checkpoint, find_checkpoint
+from evalswap.checkpoint import Checkpoint, file_identity, find_adapter, find_checkpoint
 from evalswap.engines.base import LOOPBACK, Launch, ManagedEngine
+from evalswap.engines.flags import given
 from evalswap.engines.registry import managed_engine
-from evalswap.errors import EngineError
+from evalswap.errors import ConversionError, EngineError, ModelFilesError
 from evalswap.plan import LaunchPlan, ModelPlan
 from evalswap.records import EngineIdentity
 from evalswap.serving.environments import Interpreter, find_engine
 from evalswap.serving.server import EngineServer, ManagedServer
 from evalswap.serving.warm import find_warm
+from evalswap.weights import weight_files
 
 DEFAULT_CONTEXT = 4096  # where neither the config nor the checkpoint says
+# Flags with which an engine takes longer sequences than config.json says.
+STRETCHING_FLAGS = frozenset(
+    {"rope_scaling_factor", "rope_scaling", "hf_overrides", "json_model_override_args", "rope_scale", "yarn_orig_ctx"}
+)
+KNOW_THE_DTYPE = ("transformers", "llamacpp")  # of weights whose dtype only loading them tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +163,29 @@ def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: s
 def resolve_launch(
     plan: LaunchPlan, model: ModelPlan, checkpoint: Checkpoint, found: Interpreter, work: Workload
 ) -> Launch:
-    """Fill in what only the model's files and the interpreter tell."""
+    """Fill in what only the model's files and the interpreter tell.
+
+    Raises ModelFilesError for what is no adapter or does not tell its dtype, and ConversionError for a context in which
+    the engine would compute something else than transformers.
+    """
+    context_len = context_len_of(model, checkpoint, work.longest_answer)
+    one_rope = _one_rope_context(managed_engine(model.engine), checkpoint)
+    if one_rope is not None and context_len > one_rope:
+        raise ConversionError(
+            f"{model.abbr}: to have room for {context_len} tokens {model.engine} would take LongRoPE's long factors "
+            f"for short sequences too; transformers takes them beyond {checkpoint.one_rope_context} tokens only",
+            f"a max_seq_len that makes at most {one_rope} with max_out_len, or -a sglang or lmdeploy",
+        )
     return Launch(
         model=checkpoint.folder,
-        dtype=checkpoint.dtype or "auto" if plan.dtype == "auto" else plan.dtype,
-        context_len=context_len_of(model, checkpoint, work.longest_answer),
+        dtype=_dtype(plan, model, checkpoint),
+        context_len=context_len,
         num_gpus=plan.num_gpus,
         batch_size=plan.batch_size,
         trust_remote_code=plan.trust_remote_code,
         device=found.device,
         pad_token_id=plan.pad_token_id,
-        peft_path=plan.peft_path,
+        peft_path=find_adapter(plan.peft_path) if plan.peft_path else None,
         model_kwargs=plan.model_kwargs,
         engine_args=plan.engine_args,
         answers=work.answers,
@@ -175,16 +194,47 @@ def resolve_launch(
 
 
 def context_len_of(plan: ModelPlan, checkpoint: Checkpoint, longest_answer: int) -> int:
-    """Return the tokens of the longest prompt and answer together, within what the model was made for."""
-    limit = checkpoint.context_len
-    if plan.prompt.max_seq_len is None:
+    """Return the tokens of the longest prompt and answer together, within what the model was made for.
+
+    What the user's own flags say of it wins: with some a model takes more than it was made for.
+    """
+    limit, room = checkpoint.context_len, plan.prompt.max_seq_len
+    asked = None
+    if plan.launch is not None:
+        engine = managed_engine(plan.engine)
+        asked = engine.asked_context(plan.launch.engine_args)
+        if room is None and asked is None:
+            if one_rope := _one_rope_context(engine, checkpoint):
+                return one_rope
+            room = engine.prompt_room
+        if STRETCHING_FLAGS & given(plan.launch.engine_args).keys():
+            limit = None
+    limit = asked or limit
+    if room is None:
         return limit or DEFAULT_CONTEXT
-    wanted = plan.prompt.max_seq_len + longest_answer
-    return min(wanted, limit) if limit else wanted
+    return min(room + longest_answer, limit) if limit else room + longest_answer
+
+
+def _one_rope_context(engine: ManagedEngine, checkpoint: Checkpoint) -> int | None:
+    original = checkpoint.one_rope_context
+    return engine.one_rope_context(original) if original else None
+
+
+def _dtype(plan: LaunchPlan, model: ModelPlan, checkpoint: Checkpoint) -> str:
+    found = checkpoint.dtype or "auto" if plan.dtype == "auto" else plan.dtype
+    if found == "auto" and model.engine not in KNOW_THE_DTYPE and weight_files(checkpoint.folder):
+        raise ModelFilesError(
+            f"{checkpoint.folder}: neither config.json nor the weights tell their dtype, and {model.engine} would take "
+            "one of its own",
+            "say which: model_kwargs=dict(torch_dtype='float16'), or --model-kwargs torch_dtype=float16",
+        )
+    return found
 
 
 def _adapter_identity(path: str | None) -> str | None:
     """Return a hash of an adapter's files: one that was trained again in its place is another."""
-    if path is None or not Path(path).is_dir():
+    if path is None or not Path(path).exists():
         return path
+    if Path(path).is_file():
+        return file_identity(Path(path))
     return Checkpoint(Path(path), path, {}, {}).identity()
