@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,14 @@ from hypothesis import strategies as st
 from evalswap.config.specs import MODEL_SPECS, parse_model
 from evalswap.conversion import EngineOptions, convert
 from evalswap.conversion.api import base_url
+from evalswap.conversion.engine_sampling import LMDEPLOY_FIELDS, VLLM_FIELDS, EngineFields
 from evalswap.conversion.translation import SETTLED
+from evalswap.engines.base import Launch
+from evalswap.engines.registry import managed_engine
 from evalswap.errors import EXIT_USAGE, ConfigError, ConversionError
 from evalswap.plan import EndpointPlan, LaunchPlan, ModelPlan, Role
+from evalswap.prompting.sampling import resolve_sampling
+from evalswap.records import Sampling
 
 SECRET = "sk-THIS-IS-SECRET-1234567890"
 CHAT: dict[str, Any] = {"type": "HuggingFacewithChatTemplate", "abbr": "llama-3-8b-instruct-hf", "path": "meta/llama"}
@@ -63,6 +70,28 @@ def row(made: ModelPlan, start: str) -> tuple[str, str]:
     found = [r for r in made.translation if r.source == start or r.source.startswith((f"{start}=", f"{start} "))]
     assert len(found) == 1, [r.source for r in made.translation]
     return found[0].target, found[0].note
+
+
+def started_with(made: ModelPlan) -> dict[str, str]:
+    """Return the flags that the plan's engine is started with on GPUs."""
+    planned = launch(made)
+    given = Launch(
+        model=Path("/model"),
+        dtype="bfloat16",
+        context_len=100,
+        num_gpus=planned.num_gpus,
+        batch_size=8,
+        trust_remote_code=False,
+        device="cuda",
+        engine_args=planned.engine_args,
+    )
+    words = managed_engine(made.engine, planned).command(given, Path("python"), 1)
+    return {flag: value for flag, value in itertools.pairwise(words) if flag.startswith("-")}
+
+
+def answered(entry: dict[str, Any], of_dataset: int | None = None) -> Sampling:
+    """Return the sampling block of a spec for a model whose own end is token 2."""
+    return resolve_sampling(plan(entry).sampling, {}, max_out_len=of_dataset, eos_token_ids=[2])
 
 
 # ---- HuggingFace specs
@@ -210,6 +239,8 @@ def test_a_misspelt_generation_field_is_found_before_anything_starts() -> None:
     error = refused({**CHAT, "generation_kwargs": {"temprature": 1}}, "vllm")
     assert "llama-3-8b-instruct-hf: generation_kwargs.temprature: unknown field" in error.message
     assert error.hint == "did you mean 'temperature'?"
+    error = refused({**CHAT, "generation_kwargs": {"stop_token_ids": [1]}}, "vllm")
+    assert error.hint == "write eos_token_id"
 
 
 def test_what_is_harmless_is_told() -> None:
@@ -223,7 +254,29 @@ def test_what_is_harmless_is_told() -> None:
     assert (launch(made).trust_remote_code, launch(made).revision, launch(made).model_kwargs) == (True, "abc", {})
     assert made.prompt.trust_remote_code
     on_transformers = launch(plan({**CHAT, "model_kwargs": kwargs}))
-    assert on_transformers.model_kwargs == {"device_map": "auto", "attn_implementation": "sdpa", "load_in_8bit": False}
+    assert on_transformers.model_kwargs == {"device_map": "auto", "attn_implementation": "sdpa"}
+    assert row(plan({**CHAT, "model_kwargs": kwargs}), "model_kwargs.load_in_8bit") == ("", "off")
+
+
+def test_what_transformers_5_calls_otherwise_keeps_its_meaning() -> None:
+    kwargs = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16", "load_in_8bit": False, "device_map": "auto"}
+    made = plan({**CHAT, "model_kwargs": kwargs})
+    quantised = {key: value for key, value in kwargs.items() if key != "device_map"}
+    told = {"device_map": "auto", "quantization_config": {"quant_method": "bitsandbytes", **quantised}}
+    assert launch(made).model_kwargs == told
+    assert row(made, "model_kwargs.load_in_4bit")[0] == "BitsAndBytesConfig(load_in_4bit=…)"
+
+
+def test_transformers_configs_cross_as_plain_values_and_other_objects_do_not() -> None:
+    class LikeBitsAndBytesConfig:
+        def to_dict(self) -> dict[str, Any]:
+            return {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+    made = launch(plan({**CHAT, "model_kwargs": {"quantization_config": LikeBitsAndBytesConfig()}}))
+    assert made.model_kwargs == {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    error = refused({**CHAT, "model_kwargs": {"quantization_config": object()}}, "transformers")
+    assert "model_kwargs.quantization_config: Object of type object is not JSON serializable" in error.message
+    assert "plain values" in (error.hint or "")
 
 
 def test_greedy_says_so_in_the_table() -> None:
@@ -406,6 +459,204 @@ def test_vllm_specs_run_as_they_are() -> None:
     assert launch(plan(entry)).num_gpus == 4
 
 
+VLLM_SIZES = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "dp": "data_parallel_size"}
+
+
+@pytest.mark.parametrize("kind", ["VLLM", "VLLMwithChatTemplate"])
+@pytest.mark.parametrize(
+    ("sizes", "gpus"),
+    [
+        ({"tp": 8}, 8),
+        ({"tp": 8, "pp": 2}, 16),
+        ({"tp": 2, "pp": 2}, 4),
+        ({"tp": 2, "pp": 4}, 8),
+        ({"tp": 4, "dp": 2}, 8),
+        ({"tp": 2, "dp": 3}, 6),
+        ({"tp": 2, "pp": 3, "dp": 4}, 24),
+        ({"tp": "2", "pp": "2"}, 4),
+    ],
+)
+def test_vllm_starts_with_the_configs_own_numbers(kind: str, sizes: dict[str, Any], gpus: int) -> None:
+    made = plan({"type": kind, "path": "m", "model_kwargs": {VLLM_SIZES[name]: n for name, n in sizes.items()}})
+    assert launch(made).num_gpus == gpus
+    flags = started_with(made)
+    for name, size in sizes.items():
+        assert flags[f"--{VLLM_SIZES[name].replace('_', '-')}"] == str(size)
+    assert row(made, "model_kwargs.tensor_parallel_size")[0] == f"--tensor-parallel-size {sizes['tp']}"
+    target, note = row(made, "run_cfg.num_gpus")
+    assert (target, note.split(":")[0]) == ("", f"{gpus} GPUs")
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "pp", "gpus", "tp"), [(8, 2, 8, 4), (0, 2, 2, 1), (1, 4, 4, 1), (4, None, 4, 4), (4, 4, 4, 1)]
+)
+def test_where_no_tensor_parallel_size_is_given_num_gpus_are_shared(
+    num_gpus: int, pp: int | None, gpus: int, tp: int
+) -> None:
+    kwargs = {"tensor_parallel_size": None, **({"pipeline_parallel_size": pp} if pp else {})}
+    made = plan({"type": "VLLM", "path": "m", "model_kwargs": kwargs, "run_cfg": {"num_gpus": num_gpus}})
+    assert (launch(made).num_gpus, started_with(made)["--tensor-parallel-size"]) == (gpus, str(tp))
+    assert row(made, "run_cfg.num_gpus")[0] == f"--tensor-parallel-size {tp}"
+    assert row(made, "model_kwargs.tensor_parallel_size") == ("", "unset")
+
+
+def test_num_gpus_that_cannot_be_shared() -> None:
+    error = refused(
+        {"type": "VLLM", "path": "m", "model_kwargs": {"pipeline_parallel_size": 2}, "run_cfg": {"num_gpus": 3}}
+    )
+    assert "run_cfg.num_gpus=3 cannot be shared by 2" in error.message
+    assert error.hint == "give a multiple of 2"
+
+
+def test_the_command_lines_numbers_come_before_the_configs() -> None:
+    entry = {"type": "VLLM", "path": "m", "model_kwargs": {"tensor_parallel_size": 8, "max_num_seqs": 9}}
+    made = plan(entry, engine_args={"pipeline-parallel-size": 2})
+    assert (launch(made).num_gpus, started_with(made)["--tensor-parallel-size"]) == (16, "8")
+    made = plan(entry, engine_args={"tensor_parallel_size": 4, "max_num_seqs": 5})
+    flags = started_with(made)
+    assert (launch(made).num_gpus, flags["--tensor-parallel-size"], flags["--max-num-seqs"]) == (4, "4", "5")
+    for key in ("tensor_parallel_size", "max_num_seqs"):
+        assert row(made, f"model_kwargs.{key}") == ("", f"--engine-args {key} comes first")
+    assert (
+        "--engine-args pipeline_parallel_size=two"
+        in refused(entry, engine_args={"pipeline_parallel_size": "two"}).message
+    )
+
+
+# What OpenCompass's classes hand to vLLM's SamplingParams, with a temperature of 1.0 where nobody says one.
+@pytest.mark.parametrize(
+    ("kwargs", "base", "chat"),
+    [
+        ({}, (1.0, 1.0, 0), (0.0, 1.0, 0)),
+        ({"temperature": 0}, (0.0, 1.0, 0), (0.0, 1.0, 0)),
+        ({"temperature": 1e-6, "top_p": 0.9}, (0.01, 0.9, 0), (0.01, 0.9, 0)),  # vLLM's own least
+        ({"temperature": 0.001}, (0.01, 1.0, 0), (0.01, 1.0, 0)),
+        ({"top_p": 0.9}, (1.0, 0.9, 0), (0.0, 1.0, 0)),
+        ({"top_k": 1}, (1.0, 1.0, 1), (0.0, 1.0, 0)),
+        ({"top_k": -1, "temperature": 0.5}, (0.5, 1.0, 0), (0.5, 1.0, 0)),
+        ({"do_sample": False, "temperature": 0.7}, (0.7, 1.0, 0), (0.7, 1.0, 0)),
+        ({"do_sample": False}, (1.0, 1.0, 0), (0.0, 1.0, 0)),
+        ({"do_sample": True}, (1.0, 1.0, 0), (0.0, 1.0, 0)),
+    ],
+)
+def test_a_vllm_spec_draws_as_it_does_in_opencompass(
+    kwargs: dict[str, Any], base: tuple[float, float, int], chat: tuple[float, float, int]
+) -> None:
+    for kind, expected in (("VLLM", base), ("VLLMwithChatTemplate", chat)):
+        made = answered({"type": kind, "path": "m", "generation_kwargs": kwargs})
+        assert (made.temperature, made.top_p, made.top_k) == expected, kind
+
+
+def test_the_table_says_whether_a_vllm_spec_draws() -> None:
+    def rows(kind: str, **kwargs: Any) -> ModelPlan:
+        return plan({"type": kind, "path": "m", "generation_kwargs": kwargs})
+
+    made = rows("VLLM", top_p=0.9)
+    target, note = row(made, "generation_kwargs.temperature")
+    assert target == '"temperature": 1.0'
+    assert note.startswith("drawn, not greedy")
+    assert "temperature=0" in note
+    assert row(made, "generation_kwargs.top_p") == ("the sampling block", "")
+    made = rows("VLLMwithChatTemplate", top_p=0.9, seed=3)
+    assert row(made, "generation_kwargs.temperature")[0] == '"temperature": 0'
+    for key in ("top_p", "seed"):
+        assert row(made, f"generation_kwargs.{key}") == ("", "greedy, because the temperature is 0")
+    made = rows("VLLM", do_sample=False, temperature=0.7)
+    assert row(made, "generation_kwargs.do_sample")[1] == (
+        "not looked at, as in OpenCompass: drawn at temperature 0.7, as the temperature says"
+    )
+    assert row(made, "generation_kwargs.temperature") == ("the sampling block", "")
+    assert row(rows("VLLM", temperature=0), "generation_kwargs.temperature")[1] == "greedy"
+    assert row(rows("VLLM", temperature=0.001), "generation_kwargs.temperature")[1].startswith("0.01, not greedy")
+
+
+OF_VLLM = {"stop_token_ids": [7, 8], "min_tokens": 3, "seed": 5, "temperature": 0.5, "skip_special_tokens": False}
+
+
+@pytest.mark.parametrize("kind", ["VLLM", "VLLMwithChatTemplate"])
+def test_vllms_own_names(kind: str) -> None:
+    entry = {"type": kind, "path": "m", "generation_kwargs": {**OF_VLLM, "presence_penalty": 0.1, "max_tokens": 99}}
+    made = answered(entry)
+    assert made.stop_token_ids == (7, 8, 2)  # the model's own end stays
+    assert (made.min_new_tokens, made.seed, made.presence_penalty, made.max_new_tokens) == (3, 5, 0.1, 99)
+    assert not plan(entry).sampling.skip_special_tokens
+    assert row(plan(entry), "generation_kwargs.stop_token_ids") == ("stop ids", "beside the model's own ends")
+    assert row(plan(entry), "generation_kwargs.max_tokens")[0] == "max_new_tokens"
+    assert answered({**entry, "generation_kwargs": {"stop_token_ids": None, "seed": None}}).stop_token_ids == (2,)
+
+
+def test_what_has_the_last_word_about_stops_and_length_is_as_in_opencompass() -> None:
+    """Its VLLM overwrites both with its own, its VLLMwithChatTemplate lets generation_kwargs overwrite its own."""
+    keys = {
+        "path": "m",
+        "stop_words": ["</w>"],
+        "max_out_len": 50,
+        "generation_kwargs": {"stop": "Q:", "max_tokens": 99},
+    }
+    base, chat = {"type": "VLLM", **keys}, {"type": "VLLMwithChatTemplate", **keys}
+    assert (answered(base).stop, answered(base).max_new_tokens) == (("</w>",), 50)
+    assert (answered(chat).stop, answered(chat).max_new_tokens) == (("Q:",), 99)
+    assert (answered(base, of_dataset=7).max_new_tokens, answered(chat, of_dataset=7).max_new_tokens) == (7, 99)
+    target, note = row(plan(base), "generation_kwargs.stop")
+    assert target == ""
+    assert "put the words there" in note
+    assert row(plan(base), "max_out_len")[0] == "max_new_tokens"
+    assert row(plan(chat), "stop_words") == ("", "generation_kwargs.stop replaces them, as in OpenCompass")
+    assert row(plan(chat), "max_out_len") == ("", "generation_kwargs.max_tokens comes first")
+    assert answered({**chat, "generation_kwargs": {"stop": []}}).stop == ()
+
+
+NAMES_OF_HUGGINGFACE = (
+    *("pad_token_id", "num_beams", "max_length", "length_penalty", "use_cache", "num_return_sequences", "typical_p"),
+    *(
+        "bad_words_ids",
+        "no_repeat_ngram_size",
+        "suppress_tokens",
+        "forced_eos_token_id",
+        "min_length",
+        "early_stopping",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("VLLM", "generation_kwargs"), ("VLLMwithChatTemplate", "generation_kwargs"), (TURBOMIND["type"], "gen_config")],
+)
+@pytest.mark.parametrize("name", NAMES_OF_HUGGINGFACE)
+def test_no_hint_names_a_field_of_another_meaning(kind: str, key: str, name: str) -> None:
+    error = refused({"type": kind, "path": "m", key: {name: 2}})
+    assert f"{key}.{name}: " in error.message
+    assert "has no such field" in error.message
+    assert (error.hint or "").startswith("remove it; evalswap understands ")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message", "hint"),
+    [
+        ({"ignore_eos": True}, "generation_kwargs.ignore_eos=True", "remove it"),
+        ({"n": 2}, "generation_kwargs.n=2", "remove it"),
+        ({"bad_words": ["x"]}, "generation_kwargs.bad_words=['x']", "remove it"),
+        ({"logit_bias": {5: 1}}, "generation_kwargs.logit_bias", "remove it"),
+        ({"include_stop_str_in_output": True}, "include_stop_str_in_output=True", "remove it"),
+        ({"stop_token_id": [3]}, "generation_kwargs.stop_token_id: vLLM has no such field", "'stop_token_ids'?"),
+        ({"temprature": 1}, "generation_kwargs.temprature: vLLM has no such field", "did you mean 'temperature'?"),
+        ({"max_new_tokens": 3}, "generation_kwargs.max_new_tokens: vLLM", "vLLM calls it 'max_tokens'"),
+        ({"min_new_tokens": 3}, "generation_kwargs.min_new_tokens: vLLM", "vLLM calls it 'min_tokens'"),
+        ({"eos_token_id": 3}, "generation_kwargs.eos_token_id: vLLM", "beside the model's own ends"),
+        ({"temperature": "hot"}, "generation_kwargs.temperature: a number is wanted, not 'hot'", "0 is greedy"),
+        ({"temperature": -1}, "generation_kwargs.temperature=-1: vLLM takes 0 to 2", "0 is greedy"),
+        ({"temperature": 2.5}, "generation_kwargs.temperature=2.5: vLLM takes 0 to 2", "0 is greedy"),
+        ({"temperature": float("nan")}, "generation_kwargs.temperature=nan: vLLM takes 0 to 2", "0 is greedy"),
+        ({"stop": [3]}, "generation_kwargs.stop: a list of texts is wanted, not [3]", "stop_token_ids"),
+    ],
+)
+def test_what_vllms_fields_cannot_say(kwargs: dict[str, Any], message: str, hint: str) -> None:
+    error = refused({"type": "VLLMwithChatTemplate", "path": "m", "generation_kwargs": kwargs})
+    assert message in error.message
+    assert hint in (error.hint or "")
+
+
 def test_vllm_base_models_have_the_templates_they_ask_for() -> None:
     entry = {"type": "VLLM", "path": "org/m"}
     assert plan(entry).prompt.roles == ()
@@ -463,6 +714,53 @@ def test_turbomind_specs_run_as_they_are() -> None:
     assert not made.sampling.generation_kwargs["do_sample"]
 
 
+@pytest.mark.parametrize(
+    ("tp", "dp", "there", "gpus"),
+    [
+        (2, 1, 1, 2),
+        (8, 8, 0, 64),
+        (8, 8, 64, 64),
+        (8, 8, 8, 8),
+        (8, 8, 20, 16),
+        (4, 2, 8, 8),
+        (4, 2, 4, 4),
+        (1, 8, 8, 8),
+        (2, 3, 4, 6),  # there is no layout for less
+    ],
+)
+def test_turbomind_starts_with_the_configs_own_numbers(tp: int, dp: int, there: int, gpus: int) -> None:
+    """The GPUs are those of LMDeploy 0.18.0's derive_parallel_config(dp, tp, 1, 1, None, there), where it has one."""
+    made = plan({**TURBOMIND, "engine_config": {"tp": tp, "dp": dp}, "run_cfg": {"num_gpus": there}})
+    assert launch(made).num_gpus == gpus
+    flags = started_with(made)
+    assert (flags["--tp"], flags["--dp"]) == (str(tp), str(dp))
+    assert row(made, "engine_config.tp") == (f"--tp {tp}", "")
+    assert row(made, "run_cfg.num_gpus")[1].startswith(f"{gpus} GPUs: ")
+
+
+def test_copies_on_lmdeploys_pytorch_backend_are_refused() -> None:
+    entry = {**TURBOMIND, "engine_config": {"tp": 4, "dp": 2}}
+    chat = plan(CHAT, "lmdeploy", engine_args={"dp": 2, "backend": "pytorch"})
+    for made in (plan({**entry, "backend": "pytorch"}), plan(entry, engine_args={"backend": "pytorch"}), chat):
+        with pytest.raises(ConversionError, match="starts a server for each data-parallel copy") as caught:
+            managed_engine("lmdeploy", launch(made))
+        assert "backend=turbomind" in (caught.value.hint or "")
+    assert launch(plan({**entry, "backend": "pytorch"}, engine_args={"dp": 1})).num_gpus == 4
+
+
+def test_gpus_are_shared_by_the_parts_of_the_flags() -> None:
+    entry = {**CHAT, "run_cfg": {"num_gpus": 8}}
+    for engine, flag, told in (
+        ("vllm", {"pipeline_parallel_size": 2}, "--tensor-parallel-size 4"),
+        ("sglang", {"dp_size": 4}, "--tp-size 2"),
+        ("lmdeploy", {"dp": 8}, "--tp 1"),
+        ("transformers", {}, 'device_map="auto" over GPUs: 8'),
+    ):
+        made = plan(entry, engine, engine_args=flag)
+        assert row(made, "run_cfg.num_gpus")[0] == told
+        assert launch(made).num_gpus == 8
+
+
 def test_a_turbomind_spec_draws_as_lmdeploy_does() -> None:
     def drawn(**gen_config: Any) -> dict[str, Any]:
         return dict(plan({**TURBOMIND, "gen_config": gen_config}).sampling.generation_kwargs)
@@ -479,6 +777,28 @@ def test_a_turbomind_spec_draws_as_lmdeploy_does() -> None:
         "eos_token_id": [2],
         "repetition_penalty": 1.1,
     } == drawn(stop_token_ids=[2], repetition_penalty=1.1)
+
+
+def test_a_turbomind_base_model_is_greedy_whatever_it_says() -> None:
+    made = plan({"type": "TurboMindModel", "path": "m", "gen_config": {"do_sample": True, "temperature": 0.7}})
+    assert not made.sampling.generation_kwargs["do_sample"]
+    for key in ("do_sample", "temperature"):
+        assert row(made, f"gen_config.{key}") == ("", "greedy, which OpenCompass's TurboMindModel always is")
+    assert (
+        row(plan({**TURBOMIND, "gen_config": {"do_sample": True}}), "gen_config.do_sample")[0] == "the sampling block"
+    )
+
+
+def test_the_length_of_a_turbomind_answer_is_as_in_opencompass() -> None:
+    """Its TurboMindModel lets gen_config overwrite its own, its TurboMindModelwithChatTemplate does not."""
+    keys = {"path": "m", "max_out_len": 50, "gen_config": {"max_new_tokens": 99}}
+    base, chat = {"type": "TurboMindModel", **keys}, {**TURBOMIND, **keys}
+    assert (answered(base, of_dataset=7).max_new_tokens, answered(base).max_new_tokens) == (99, 99)
+    assert (answered(chat, of_dataset=7).max_new_tokens, answered(chat).max_new_tokens) == (7, 50)
+    assert row(plan(base), "max_out_len") == ("", "gen_config.max_new_tokens comes first")
+    assert row(plan(chat), "gen_config.max_new_tokens")[1].startswith("max_out_len comes first")
+    error = refused({**base, "gen_config": {"max_new_tokens": 0}})
+    assert "gen_config.max_new_tokens=0: a whole number of tokens" in error.message
 
 
 def test_the_ends_of_a_turbomind_answer() -> None:
@@ -516,9 +836,12 @@ def test_the_pytorch_backend() -> None:
         ({"gen_config": {"ignore_eos": True}}, "gen_config.ignore_eos=True"),
         ({"gen_config": {"n": 2}}, "gen_config.n=2"),
         ({"gen_config": {"bad_words": ["x"]}}, "gen_config.bad_words"),
-        ({"gen_config": {"temprature": 1}}, "gen_config.temprature=1"),
+        ({"gen_config": {"temprature": 1}}, "gen_config.temprature: LMDeploy has no such field"),
+        ({"gen_config": {"seed": 1}}, "gen_config.seed: LMDeploy has no such field"),
+        ({"gen_config": {"stop_words": [5]}}, "gen_config.stop_words: a list of texts is wanted, not [5]"),
         ({"engine_config": {"adapters": {"a": "p"}}}, "engine_config.adapters: lmdeploy cannot be told"),
-        ({"engine_config": {"tp": "two"}}, "engine_config.tp: not a number"),
+        ({"engine_config": {"tp": "two"}}, "engine_config.tp=two: a whole number from 1 on is wanted"),
+        ({"engine_config": {"tp": 0}}, "engine_config.tp=0: a whole number from 1 on is wanted"),
         ({"engine_config": {"dtype": "int4"}}, "engine_config.dtype: unknown dtype 'int4'"),
         ({"fastchat_template": "x"}, "fastchat_template"),
         ({"tokenizer_only": True}, "tokenizer_only"),
@@ -527,7 +850,7 @@ def test_the_pytorch_backend() -> None:
 def test_what_a_turbomind_config_cannot_say(change: dict[str, Any], message: str) -> None:
     error = refused({**TURBOMIND, **change})
     assert message in error.message
-    assert error.hint or "not a number" in message
+    assert error.hint
 
 
 def test_neutral_fields_of_a_turbomind_config_are_rows() -> None:
@@ -566,7 +889,8 @@ def test_other_engines_read_no_gguf_file(engine: str) -> None:
         ({"type": "VLLM", "use_fastchat_template": True}, "use_fastchat_template"),
         ({"type": "VLLMwithChatTemplate", "fastchat_template": "x"}, "fastchat_template"),
         ({"type": "VLLMwithChatTemplate", "tokenizer_only": True}, "tokenizer_only"),
-        ({"type": "VLLM", "model_kwargs": {"tensor_parallel_size": "many"}}, "tensor_parallel_size: not a number"),
+        ({"type": "VLLM", "model_kwargs": {"tensor_parallel_size": "many"}}, "tensor_parallel_size=many: a whole"),
+        ({"type": "VLLM", "model_kwargs": {"pipeline_parallel_size": 2.5}}, "pipeline_parallel_size=2.5: a whole"),
     ],
 )
 def test_what_a_vllm_config_cannot_say(change: dict[str, Any], message: str) -> None:
@@ -593,8 +917,24 @@ def test_an_engine_spec_cannot_be_moved(entry: dict[str, Any], engine: str) -> N
 
 def test_engine_flags_are_told_where_they_do_nothing() -> None:
     assert launch(plan(CHAT, "vllm", engine_args={"x": 1})).engine_args == {"x": 1}
+    assert row(plan(CHAT, "vllm", engine_args={"x": 1}), "--engine-args")[0] == "the engine's flag, verbatim"
     for made in (plan(API, engine_args={"x": 1}), plan(CHAT, "openai", api_base="http://h", engine_args={"x": 1})):
         assert row(made, "--engine-args") == ("", "evalswap does not start this server")
+
+
+@pytest.mark.parametrize(
+    ("engine", "key", "value", "target"),
+    [
+        ("vllm", "start_mode", "eager", "evalswap: how much is made ready at the start"),
+        ("sglang", "--start-mode", "full", "evalswap: how much is made ready at the start"),
+        ("llamacpp", "model", "m-q8.gguf", "evalswap: which GGUF file"),
+        ("vllm", "model", "m", "the engine's flag, verbatim"),
+        ("llamacpp", "start_mode", "eager", "the engine's flag, verbatim"),
+    ],
+)
+def test_what_of_the_engine_args_is_evalswaps_own(engine: str, key: str, value: str, target: str) -> None:
+    made = plan(CHAT, engine, engine_args={key: value})
+    assert row(made, f"--engine-args {key}") == (target, "")
 
 
 # ---- meta_template
@@ -728,6 +1068,65 @@ def test_the_fields_of_the_test_above_are_all_there_are(kind: str, engine: str) 
     assert {"type", "path", *fields} == set(MODEL_SPECS[kind].model_fields)
 
 
+def fields_of(fields: EngineFields, handled: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Return dicts of an engine's sampling fields: with meaning, without one here, refused, and unknown."""
+    values = st.sampled_from([None, 0, 1, 0.5, True, [], [3], {"a": 1}])
+    names = [*fields.names, *fields.neutral, *fields.unseen, *fields.elsewhere, "unknown", "temprature"]
+    drawn = {**dict.fromkeys(names, values), **handled}
+    chosen = st.sets(st.sampled_from(sorted(drawn)), max_size=4)
+    return chosen.flatmap(lambda keys: st.fixed_dictionaries({key: drawn[key] for key in sorted(keys)}))
+
+
+_number = st.sampled_from([None, 0, 1e-6, 0.001, 0.7, -1, "x"])
+_texts = st.sampled_from([None, [], ["Q:"], "Q:", [5]])
+VLLM_KWARGS = fields_of(
+    VLLM_FIELDS,
+    {"temperature": _number, "do_sample": st.booleans(), "stop": _texts, "skip_special_tokens": st.booleans()},
+)
+LMDEPLOY_CONFIG = fields_of(LMDEPLOY_FIELDS, {"stop_words": _texts, "skip_special_tokens": st.booleans()})
+VLLM_MODEL_KWARGS = st.dictionaries(
+    st.sampled_from([*VLLM_SIZES.values(), "max_model_len", "dtype", "revision", "trust_remote_code"]),
+    st.sampled_from([None, 1, 2, "auto"]),
+)
+TURBOMIND_CONFIG = st.dictionaries(
+    st.sampled_from(["tp", "dp", "session_len", "block_size", "dtype"]), st.sampled_from([None, 1, 2, "auto"])
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "launched", "launching", "drawn", "drawing"),
+    [
+        ("VLLM", "model_kwargs", VLLM_MODEL_KWARGS, "generation_kwargs", VLLM_KWARGS),
+        ("VLLMwithChatTemplate", "model_kwargs", VLLM_MODEL_KWARGS, "generation_kwargs", VLLM_KWARGS),
+        ("TurboMindModel", "engine_config", TURBOMIND_CONFIG, "gen_config", LMDEPLOY_CONFIG),
+        ("TurboMindModelwithChatTemplate", "engine_config", TURBOMIND_CONFIG, "gen_config", LMDEPLOY_CONFIG),
+    ],
+)
+@settings(max_examples=100)
+@given(data=st.data())
+def test_each_key_of_an_engine_config_is_a_row_or_an_error(
+    kind: str,
+    launched: str,
+    launching: st.SearchStrategy[dict[str, Any]],
+    drawn: str,
+    drawing: st.SearchStrategy[dict[str, Any]],
+    data: st.DataObject,
+) -> None:
+    entry: dict[str, Any] = {launched: data.draw(launching), drawn: data.draw(drawing), "stop_words": ["</w>"]}
+    try:
+        made = plan({"type": kind, "path": "m", **entry})
+    except ConfigError as error:
+        assert error.hint
+        assert any(key in error.message for field in (launched, drawn) for key in entry[field])
+        return
+    assert unnamed(entry, made) == []
+    kept = {name: n for name, n in entry[launched].items() if name in VLLM_SIZES or name in VLLM_SIZES.values()}
+    flags = started_with(made)
+    assert {name: flags[f"--{name.replace('_', '-')}"] for name, n in kept.items() if n} == {
+        name: str(n) for name, n in kept.items() if n
+    }
+
+
 REFUSED = {
     "fastchat_template",
     "http_client_cfg",
@@ -794,3 +1193,11 @@ def test_a_plan_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     plan(CHAT, "vllm")
     plan(API)
     plan(CHAT, "openai", api_base="http://h:1")
+
+
+def test_a_dtype_among_the_engines_flags_is_the_models_dtype() -> None:
+    made = plan(CHAT, "vllm", engine_args={"--dtype": "half", "max-num-seqs": 7})
+    assert (launch(made).dtype, launch(made).engine_args) == ("float16", {"max-num-seqs": 7})
+    targets = [entry.target for entry in made.translation if entry.target.startswith("--dtype")]
+    assert set(targets) == {"--dtype float16"}
+    assert "unknown dtype 'fp4'" in refused(CHAT, "sglang", engine_args={"dtype": "fp4"}).message

@@ -7,11 +7,16 @@ or a ConversionError that says what to do. Nothing is dropped in silence.
 
 from __future__ import annotations
 
+import dataclasses
+
 from evalswap.config.specs import VLLM, HuggingFaceSpec, ModelSpec, OpenAI, TurboMindSpec, VLLMwithChatTemplate
 from evalswap.conversion.api import from_api
 from evalswap.conversion.direct import from_turbomind, from_vllm
 from evalswap.conversion.huggingface import from_huggingface
 from evalswap.conversion.options import EngineOptions
+from evalswap.conversion.translation import dtype_name
+from evalswap.engines.flags import given
+from evalswap.engines.registry import flag_names
 from evalswap.errors import ConversionError
 from evalswap.plan import ModelPlan
 
@@ -23,6 +28,10 @@ def convert(spec: ModelSpec, options: EngineOptions) -> ModelPlan:
 
     Raises ConversionError where the answer of the engine could not mean the same.
     """
+    return _with_flags_dtype(_convert(spec, options))
+
+
+def _convert(spec: ModelSpec, options: EngineOptions) -> ModelPlan:
     if isinstance(spec, HuggingFaceSpec):
         return from_huggingface(spec, options)
     if isinstance(spec, (VLLM, VLLMwithChatTemplate)):
@@ -35,6 +44,26 @@ def convert(spec: ModelSpec, options: EngineOptions) -> ModelPlan:
         _refuse_accelerator(spec, options, own="openai")
         return from_api(spec, options)
     raise ConversionError(f"{spec.abbr}: evalswap cannot run a model of type {spec.type}")
+
+
+def _with_flags_dtype(plan: ModelPlan) -> ModelPlan:
+    """Take a dtype that is asked for as a flag of the engine for the model's: it decides the answers like any other."""
+    launch = plan.launch
+    asked = given(launch.engine_args) if launch is not None else {}
+    flag = flag_names(plan.engine).get("dtype")
+    if launch is None or "dtype" not in asked or flag != "--dtype":
+        return plan
+    name = dtype_name(asked["dtype"], f"{plan.abbr}: --engine-args dtype")
+    rest = {key: value for key, value in launch.engine_args.items() if key.lstrip("-") != "dtype"}
+    rows = (
+        dataclasses.replace(row, target=f"{flag} {name}", note="as --engine-args say")
+        if row.target.startswith(f"{flag} ")
+        else row
+        for row in plan.translation
+    )
+    return dataclasses.replace(
+        plan, launch=dataclasses.replace(launch, dtype=name, engine_args=rest), translation=tuple(rows)
+    )
 
 
 def _refuse_accelerator(spec: ModelSpec, options: EngineOptions, own: str) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from evalswap.config.specs import HuggingFaceSpec, OpenAI, OpenAISDK
 from evalswap.conversion.options import EngineOptions
 from evalswap.conversion.roles import API_DEFAULT_ROLES, parse_roles
 from evalswap.conversion.translation import Translation, engine_arg_rows, engine_generation_kwargs, sampling_rows
+from evalswap.engines.openai import is_reasoning_model
 from evalswap.errors import ConfigError, ConversionError
 from evalswap.plan import EndpointPlan, ModelPlan, PromptPlan, SamplingPlan
+
+MOST_IN_FLIGHT = 1024  # requests at each address, where nobody says; a run begins with fewer and tries
 
 
 def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
@@ -44,8 +48,13 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
         table.add(f"max_seq_len={spec.max_seq_len}", "evalswap", "an overlong prompt is an error, never cut")
     if spec.mode != "none":
         table.add(f"mode={spec.mode}", "", "an overlong prompt is an error, never cut")
-    window = spec.max_workers or spec.batch_size
-    table.add("max_workers" if spec.max_workers else f"batch_size={window}", f"{window} requests in flight")
+    of_spec = spec.max_workers or spec.batch_size
+    window = options.in_flight or of_spec
+    table.add(
+        f"max_workers={of_spec}" if spec.max_workers else f"batch_size={of_spec}",
+        f"{window} requests in flight",
+        f"--api-in-flight {window} comes first" if options.in_flight else "",
+    )
     if spec.query_per_second is None:
         table.add("query_per_second (unset)", "", "no rate limit")
     else:
@@ -53,12 +62,11 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
         note = f"at most {most}, however fast the server is: raise it for a local one"
         table.add(f"query_per_second={spec.query_per_second:g}", "rate limit", note)
     engine_arg_rows(options, table)
-    generation_kwargs = dict(spec.generation_kwargs)
-    if spec.temperature is not None:
-        generation_kwargs |= {"do_sample": spec.temperature > 0, "temperature": spec.temperature}
-        table.add(f"temperature={spec.temperature}", f'"temperature": {spec.temperature}')
-    elif "temperature" not in generation_kwargs:
-        table.add("temperature (unset)", '"temperature": 0', "greedy; nothing is left to the server's default")
+    reasoning = _reasons(spec, options.api_model or model)
+    generation_kwargs = _reasoning_rows(spec, table) if reasoning else _temperature(spec, table)
+    if spec.max_completion_tokens is not None and not reasoning:
+        note = "it comes before the dataset's max_out_len"
+        table.add(f"max_completion_tokens={spec.max_completion_tokens}", '"max_tokens"', note)
     sampling_rows(spec, table)
     return ModelPlan(
         abbr=spec.abbr,
@@ -77,6 +85,7 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
             stop_words=tuple(spec.stop_words),
             max_out_len=spec.max_out_len,
             min_out_len=spec.min_out_len,
+            answer_limit=spec.max_completion_tokens,
             apply_generation_config=False,
             stop_at_tokenizer_eos=False,
             skip_special_tokens=True,
@@ -95,18 +104,66 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
             extra_body=extra,
             status_code_mappings=codes,
             think_tag=spec.think_tag,
+            reasoning=reasoning,
         ),
         pred_postprocessor=spec.pred_postprocessor,
         translation=table.rows(),
     )
 
 
+def _temperature(spec: OpenAI, table: Translation) -> dict[str, Any]:
+    """Return the ``generation_kwargs`` with what the spec's own ``temperature`` means."""
+    if spec.temperature is not None:
+        table.add(f"temperature={spec.temperature}", f'"temperature": {spec.temperature}')
+        return {**spec.generation_kwargs, "do_sample": spec.temperature > 0, "temperature": spec.temperature}
+    if "temperature" not in spec.generation_kwargs:
+        table.add("temperature (unset)", '"temperature": 0', "greedy; nothing is left to the server's default")
+    return dict(spec.generation_kwargs)
+
+
+def _reasons(spec: OpenAI, model: str) -> bool:
+    """Whether a model is one of OpenAI's reasoning models: by its name, or because the spec is written for one.
+
+    OpenCompass goes by the name, and its configs for o1 say ``max_completion_tokens`` (configs/models/openai). A spec
+    that says this and a temperature besides 1 is for another model, as those take none.
+    """
+    temperature = spec.generation_kwargs.get("temperature", spec.temperature)
+    return is_reasoning_model(model) or (spec.max_completion_tokens is not None and temperature in (None, 1))
+
+
+def _reasoning_rows(spec: OpenAI, table: Translation) -> dict[str, Any]:
+    """Add what a reasoning model is told, and what it is not; return the ``generation_kwargs`` that it then has."""
+    limit = spec.max_completion_tokens
+    table.add(
+        f"max_completion_tokens={limit}" if limit else "max_completion_tokens (unset)",
+        '"max_completion_tokens"' if limit else '"max_completion_tokens": max_out_len',
+        "the reasoning counts, too; it comes before the dataset's max_out_len"
+        if limit
+        else "the reasoning counts, too: set it if max_out_len leaves no room for the answer",
+    )
+    table.add(
+        "temperature (unset)" if spec.temperature is None else f"temperature={spec.temperature}",
+        "",
+        "taken for a reasoning model, which draws at 1: no temperature, top_p, penalty or stop is sent",
+    )
+    return {"do_sample": True, "temperature": 1.0, **spec.generation_kwargs}
+
+
 def _base_urls(spec: OpenAI, options: EngineOptions) -> tuple[str, ...]:
     if options.api_base:
-        return (base_url(options.api_base),)
+        return base_urls(options.api_base)
     given = [spec.openai_api_base] if isinstance(spec.openai_api_base, str) else spec.openai_api_base
     bases = [base for base in given if base.strip()]
-    return tuple(map(base_url, bases or [os.environ.get("OPENAI_BASE_URL") or spec.DEFAULT_BASE]))
+    return tuple(map(base_url, bases)) or base_urls(os.environ.get("OPENAI_BASE_URL") or spec.DEFAULT_BASE)
+
+
+def base_urls(addresses: str) -> tuple[str, ...]:
+    """Return the base addresses of servers that share the work, each once; given with commas between them.
+
+    Raises ConfigError for an address that is not http(s).
+    """
+    given = [address for address in addresses.split(",") if address.strip()]
+    return tuple(dict.fromkeys(map(base_url, given or [addresses])))
 
 
 def base_url(address: str) -> str:
@@ -136,21 +193,25 @@ def _keys(key: str | Sequence[str], options: EngineOptions) -> tuple[str, ...]:
 
 
 def endpoint_for(spec: HuggingFaceSpec, path: str, options: EngineOptions, table: Translation) -> EndpointPlan:
-    base = options.api_base or os.environ.get("OPENAI_BASE_URL")
-    if not base:
+    given = options.api_base or os.environ.get("OPENAI_BASE_URL")
+    if not given:
         raise ConfigError(
             "-a openai: no server given",
             "name it with --api-base http://HOST:PORT/v1 or in OPENAI_BASE_URL",
         )
-    url = base_url(base)
-    table.add("(server)", url, "token ids where the server takes them, else messages")
+    urls = base_urls(given)
+    table.add("(server)", ", ".join(urls), "token ids where the server takes them, else messages")
     for key in spec.model_kwargs:
         table.add(f"model_kwargs.{key}", "", "the server has loaded the model its own way")
     table.settle("batch_size")
+    most = options.in_flight or MOST_IN_FLIGHT * len(urls)
+    source = f"--api-in-flight {most}" if options.in_flight else "--api-in-flight (unset)"
+    table.add(source, f"up to {most} requests in flight", "a few at first, and more as long as that is faster")
     engine_arg_rows(options, table)
     return EndpointPlan(
-        base_urls=(url,),
+        base_urls=urls,
         model=options.api_model or path,
         keys=_keys("ENV", options),
+        max_in_flight=most,
         ids_wanted=True,
     )

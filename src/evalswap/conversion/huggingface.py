@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from evalswap.config.specs import HuggingFaceSpec, HuggingFacewithChatTemplate
 from evalswap.conversion.api import endpoint_for
 from evalswap.conversion.options import EngineOptions
+from evalswap.conversion.parallel import gpu_rows
 from evalswap.conversion.roles import CHAT_ROLES, parse_roles
 from evalswap.conversion.translation import (
     Translation,
     context_row,
-    device_rows,
     engine_arg_rows,
     sampling_rows,
     take_dtype,
@@ -21,7 +22,7 @@ from evalswap.conversion.translation import (
     take_trust_remote_code,
     trusts,
 )
-from evalswap.errors import ConversionError
+from evalswap.errors import ConfigError, ConversionError
 from evalswap.plan import EndpointPlan, LaunchPlan, ModelPlan, PromptPlan, Role, SamplingPlan
 
 HARMLESS_MODEL_KWARGS = {
@@ -32,6 +33,7 @@ HARMLESS_MODEL_KWARGS = {
     "max_memory": "placement is the engine's own",
 }
 WEIGHT_CHANGING_KWARGS = ("load_in_8bit", "load_in_4bit", "quantization_config")
+BITSANDBYTES_KWARGS = ("load_in_8bit", "load_in_4bit", "bnb_", "llm_int8_")
 HARMLESS_TOKENIZER_KWARGS = ("padding_side", "truncation_side", "use_fast", "trust_remote_code")
 
 
@@ -140,15 +142,14 @@ def _launch(
         table.flag("batch_size", spec.batch_size)
         if spec.pad_token_id is not None:
             table.flag("pad_token_id", spec.pad_token_id)
-        for key in kwargs:
-            table.add(f"model_kwargs.{key}", f"from_pretrained(…, {key}=…)")
+        kwargs = _from_pretrained_kwargs(kwargs, table)
     else:
         _engine_model_kwargs(kwargs, engine, table)
         table.settle("batch_size")
     if spec.peft_path:
         table.adapter("peft_path", spec.peft_path)
     context_row(spec, table)
-    device_rows(spec, max(spec.run_cfg.num_gpus, 1), table)
+    gpu_rows(spec, max(spec.run_cfg.num_gpus, 1), table, engine_args)
     return LaunchPlan(
         path=path,
         revision=revision,
@@ -161,6 +162,38 @@ def _launch(
         model_kwargs=kwargs if engine == "transformers" else {},
         engine_args=engine_args,
     )
+
+
+def _from_pretrained_kwargs(kwargs: Mapping[str, Any], table: Translation) -> dict[str, Any]:
+    """Return what transformers' from_pretrained is told, as plain values.
+
+    transformers 5 has no ``load_in_8bit`` any more, which configs still say; it means a quantization_config.
+    Raises ConfigError for a value that cannot be handed to another process.
+    """
+    told: dict[str, Any] = {}
+    quantised = {key: value for key, value in kwargs.items() if key.startswith(BITSANDBYTES_KWARGS)}
+    for key, value in kwargs.items():
+        if key in quantised:
+            target = "BitsAndBytesConfig" if _quantises(quantised) else ""
+            table.add(f"model_kwargs.{key}", target and f"{target}({key}=…)", "" if target else "off")
+            continue
+        as_dict = getattr(value, "to_dict", None)  # transformers' own configs have it
+        told[key] = as_dict() if callable(as_dict) else value
+        try:
+            json.dumps(told[key])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{table.abbr}: model_kwargs.{key}: {error}",
+                "write it as plain values: text, numbers, lists, dicts",
+            ) from None
+        table.add(f"model_kwargs.{key}", f"from_pretrained(…, {key}=…)")
+    if _quantises(quantised):
+        told.setdefault("quantization_config", {"quant_method": "bitsandbytes", **quantised})
+    return told
+
+
+def _quantises(bitsandbytes: Mapping[str, Any]) -> bool:
+    return bool(bitsandbytes.get("load_in_8bit") or bitsandbytes.get("load_in_4bit"))
 
 
 def _engine_model_kwargs(kwargs: Mapping[str, Any], engine: str, table: Translation) -> None:

@@ -13,6 +13,7 @@ class EngineOptions:
 
     accelerator: str | None = None  # -a
     engine_args: Mapping[str, Any] = field(default_factory=dict)
-    api_base: str | None = None
+    api_base: str | None = None  # one address, or several with commas between them
     api_key: str | None = field(default=None, repr=False)
     api_model: str | None = None
+    in_flight: int | None = None  # requests at once, at most

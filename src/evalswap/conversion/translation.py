@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evalswap.config.specs import HuggingFaceSpec, ModelSpec
 from evalswap.conversion.options import EngineOptions
-from evalswap.engines.registry import flag_names
+from evalswap.engines.registry import REMOTE, flag_names, managed_engine
 from evalswap.errors import ConfigError, ConversionError
 from evalswap.prompting.sampling import DRAWN_FIELDS, EFFECTLESS_FIELDS, check_fields
 from evalswap.records import TranslationRow
@@ -21,7 +21,7 @@ SETTLED: Mapping[str, tuple[str, str]] = {
     "tokenizer_path": ("evalswap's tokenizer", ""),
     "meta_template": ("roles, mapped by evalswap", ""),
     "chat_template_kwargs": ("the chat template, rendered by evalswap", ""),
-    "max_seq_len": ("evalswap", "overlong prompts are cut, and counted"),
+    "max_seq_len": ("evalswap", "overlong prompts by token ids are cut, and counted; messages are not cut"),
     "mode": ("evalswap", "overlong prompts are cut in the middle"),
     "drop_middle": ("evalswap", "overlong prompts are cut in the middle"),
     "batch_size": ("", "no batches: requests go out one by one, many in flight"),
@@ -43,6 +43,12 @@ SETTLED: Mapping[str, tuple[str, str]] = {
     "batch_padding": ("", "no batches: requests go out one by one, many in flight"),
     "logprobs": ("", "not used by any score"),
     "top_logprobs": ("", "not used by any score"),
+}
+STOP_WORDS_TARGET = "stop ids where a word is one special token, else stop texts"
+# What of --engine-args is no flag of the engine: with which engines, and what evalswap does with it.
+EVALSWAP_ARGS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "start_mode": (("vllm", "sglang"), "evalswap: how much is made ready at the start"),
+    "model": (("llamacpp",), "evalswap: which GGUF file"),
 }
 
 
@@ -113,13 +119,18 @@ def take_dtype(kwargs: dict[str, Any], table: Translation, where: str = "model_k
     """Take the dtype out of a config's model_kwargs, or of what they are called there."""
     given = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
     value = next((value for value in given.values() if value is not None), "auto")
+    name = dtype_name(value, f"{table.abbr}: {where}.{next(iter(given), '')}")
+    for source in [f"{where}.{key}" for key in given] or ["dtype"]:
+        table.flag("dtype", name, "the checkpoint's dtype" if name == "auto" else "", source=source)
+    return name
+
+
+def dtype_name(value: object, where: str) -> str:
+    """Return a dtype's own name. Raises ConfigError for one that evaluations do not run in."""
     name = str(value).removeprefix("torch.")
     name = {"float": "float32", "half": "float16"}.get(name, name)
     if name not in ("auto", "float32", "float16", "bfloat16"):
-        place = f"{table.abbr}: {where}.{next(iter(given))}"
-        raise ConfigError(f"{place}: unknown dtype '{name}'", "use auto, float32, bfloat16 or float16")
-    for source in [f"{where}.{key}" for key in given] or ["dtype"]:
-        table.flag("dtype", name, "the checkpoint's dtype" if name == "auto" else "", source=source)
+        raise ConfigError(f"{where}: unknown dtype '{name}'", "use auto, float32, bfloat16 or float16")
     return name
 
 
@@ -147,12 +158,20 @@ def take_trust_remote_code(kwargs: dict[str, Any], table: Translation, where: st
 
 
 def context_row(spec: ModelSpec, table: Translation) -> None:
-    context = f"{spec.max_seq_len} + max_out_len" if spec.max_seq_len else "the model's own limit"
+    room = spec.max_seq_len or (None if table.engine == REMOTE else managed_engine(table.engine).prompt_room)
+    within = "" if spec.max_seq_len else ", within the model's own limit"
+    context = f"{room} + max_out_len{within}" if room else "the model's own limit"
     table.flag("max_seq_len", context, "overlong prompts are cut by evalswap, and counted")
 
 
-def device_rows(spec: ModelSpec, gpus: int, table: Translation) -> None:
-    table.flag("num_gpus", gpus, source="run_cfg.num_gpus")
+def device_rows(spec: ModelSpec, gpus: int, table: Translation, parts: int = 1) -> None:
+    """Add the rows of ``run_cfg``. ``parts``: data-parallel copies × pipeline stages that share the GPUs."""
+    note = f"each of {parts} data- and pipeline-parallel parts has {gpus // parts} of {gpus} GPUs" if parts > 1 else ""
+    table.flag("num_gpus", gpus // parts, note, source="run_cfg.num_gpus")
+    num_procs_row(spec, table)
+
+
+def num_procs_row(spec: ModelSpec, table: Translation) -> None:
     if spec.run_cfg.num_procs != 1:
         table.add("run_cfg.num_procs", "", "processes are the engine's own")
 
@@ -160,22 +179,32 @@ def device_rows(spec: ModelSpec, gpus: int, table: Translation) -> None:
 def engine_arg_rows(options: EngineOptions, table: Translation) -> None:
     started = table.engine != "openai"
     for key, value in options.engine_args.items():
-        target = "the engine's flag, verbatim" if started else ""
+        engines, meaning = EVALSWAP_ARGS.get(key.lstrip("-").replace("-", "_"), ((), ""))
+        target = (meaning if table.engine in engines else "the engine's flag, verbatim") if started else ""
         table.add(f"--engine-args {key}={value}", target, "" if started else "evalswap does not start this server")
 
 
-def sampling_rows(spec: ModelSpec, table: Translation) -> None:
+def length_rows(spec: ModelSpec, table: Translation, first: str | None = None) -> None:
+    """Add the rows of an answer's length. ``first`` names what comes before the spec's own ``max_out_len``."""
     if spec.max_out_len is not None:
-        table.add(f"max_out_len={spec.max_out_len}", "max_new_tokens", "the dataset's own value wins")
+        target, note = ("", f"{first} comes first") if first else ("max_new_tokens", "the dataset's own value wins")
+        table.add(f"max_out_len={spec.max_out_len}", target, note)
     if spec.min_out_len is not None:
         table.add(f"min_out_len={spec.min_out_len}", "min_new_tokens", "the dataset's own value wins")
-    words = getattr(spec, "stop_words", [])
+
+
+def stop_words_row(words: Sequence[str], table: Translation) -> None:
     if words:
-        table.add(
-            f"stop_words={words}",
-            "stop ids where a word is one special token, else stop texts",
-            "cut once more by evalswap",
-        )
+        table.add(f"stop_words={words}", STOP_WORDS_TARGET, "cut once more by evalswap")
+
+
+def sampling_rows(spec: ModelSpec, table: Translation) -> None:
+    """Add the rows of a spec whose ``generation_kwargs`` are HuggingFace's.
+
+    Raises ConfigError for an unknown field, ConversionError for one that no engine's sampling block has.
+    """
+    length_rows(spec, table)
+    stop_words_row(getattr(spec, "stop_words", []), table)
     kwargs = getattr(spec, "generation_kwargs", {})
     try:
         check_fields(kwargs)
