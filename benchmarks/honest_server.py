@@ -244,7 +244,7 @@ class Connection(asyncio.Protocol):
         elif path == "/attempts":
             self.send(200, {question: row.attempts for question, row in self.server.rows.items()})
         elif path.endswith("/models"):
-            self.send(200, {"object": "list", "data": [{"id": "honest", "object": "model", "owned_by": "benchmark"}]})
+            self.send(200, {"object": "list", "data": [{"id": "honest", "object": "model", "owned_by": "vllm"}]})
         else:
             self.send(404, {"error": {"message": f"no {path} here"}})
 

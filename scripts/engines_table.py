@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from evalswap.engines.base import Emulated, Engine, Native, Refused, SamplingTable
+from evalswap.engines.base import Emulated, Engine, Native, Refused
 from evalswap.engines.llamacpp import Llamacpp
 from evalswap.engines.lmdeploy import Lmdeploy, LmdeployPytorch
-from evalswap.engines.openai import OpenAICompatible
+from evalswap.engines.openai import OpenAICompatible, ReasoningModel, SglangByIds, VllmByIds
 from evalswap.engines.sglang import DeterministicSglang, PlainSglang, Sglang
 from evalswap.engines.transformers import Transformers
 from evalswap.engines.vllm import Vllm
@@ -31,7 +31,7 @@ ENGINES: dict[str, Engine] = {
     "sglang": Sglang(),
     "lmdeploy": Lmdeploy(),
     "llamacpp": Llamacpp(),
-    "openai, by ids": OpenAICompatible(SERVER, by_ids=True),
+    "openai, by ids": VllmByIds(SERVER),
     "openai, by messages": OpenAICompatible(SERVER),
 }
 # Flags that change what an engine takes: (the engine, with the flag).
@@ -39,6 +39,8 @@ VARIANTS: dict[str, tuple[type[Engine], type[Engine]]] = {
     "sglang with `sampling_backend=pytorch`, or on a CPU": (Sglang, PlainSglang),
     "sglang with `enable_deterministic_inference=True`": (Sglang, DeterministicSglang),
     "lmdeploy with `backend=pytorch`": (Lmdeploy, LmdeployPytorch),
+    "openai, by ids, at an SGLang server (else as sglang)": (Sglang, SglangByIds),
+    "openai, by messages, of a reasoning model": (OpenAICompatible, ReasoningModel),
 }
 IDS, TEXT = (1,), ({"role": "user", "content": ""},)
 NOT_SAID = ("prompt", "input_ids", "messages", "model", "order", "stream")
@@ -49,7 +51,7 @@ def table() -> str:
     notes: list[str] = []
     lines = [_row(["field", "neutral", *ENGINES]), _row(["---"] * (len(ENGINES) + 2))]
     for field in dataclasses.fields(Sampling):
-        cells = [_cell(_table_of(engine)[field.name], notes) for engine in ENGINES.values()]
+        cells = [_cell(engine.sampling[field.name], notes) for engine in ENGINES.values()]
         lines.append(_row([f"`{field.name}`", _neutral(field), *cells]))
     numbered = [f"{number}. {text[0].upper()}{text[1:]}." for number, text in enumerate(notes, 1)]
     variants = [f"- {line}" for name, pair in VARIANTS.items() for line in _differences(name, *pair)]
@@ -64,11 +66,6 @@ def table() -> str:
     )
 
 
-def _table_of(engine: Engine) -> SamplingTable:
-    by_ids = isinstance(engine, OpenAICompatible) and engine.by_ids
-    return OpenAICompatible.sampling_by_ids if by_ids else engine.sampling
-
-
 def _neutral(field: dataclasses.Field[object]) -> str:
     return "always set" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
 
@@ -76,13 +73,18 @@ def _neutral(field: dataclasses.Field[object]) -> str:
 def _cell(entry: Native | Emulated | Refused, notes: list[str]) -> str:
     if isinstance(entry, Native):
         return f"`{entry.name}`{_range(entry)}"
-    word, why = ("emulated", entry.how) if isinstance(entry, Emulated) else ("refused", entry.why)
+    if isinstance(entry, Emulated):
+        word, why = "emulated", entry.how
+    else:
+        word, why = "refused" if entry.does is None else f"refused but for `{entry.does}`", entry.why
     if why not in notes:
         notes.append(why)
     return f"{word} ({notes.index(why) + 1})"
 
 
 def _range(entry: Native) -> str:
+    if entry.first is not None:
+        return f", the first {entry.first}"
     if entry.least is not None and entry.most is not None:
         return f", {entry.least:g} to {entry.most:g}"
     if entry.least is not None:
@@ -92,7 +94,10 @@ def _range(entry: Native) -> str:
 
 def _differences(name: str, usual: type[Engine], other: type[Engine]) -> Iterator[str]:
     for field, entry in other.sampling.items():
-        if entry != usual.sampling[field]:
+        before = usual.sampling[field]
+        if isinstance(before, Native) and before != entry == Native(before.name):
+            yield f"{name}: `{field}` is not limited"
+        elif before != entry:
             notes: list[str] = []
             yield f"{name}: `{field}` is {_cell(entry, notes).removesuffix(' (1)')}" + (
                 f", because {notes[0]}" if notes else ""

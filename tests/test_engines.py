@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from evalswap.cli import main
 from evalswap.data_folder import data_folder
 from evalswap.engines.answers import as_ids
 from evalswap.engines.base import EngineLoad, FinalAnswerError, Launch, MalformedAnswer, ManagedEngine
@@ -20,6 +21,7 @@ from evalswap.engines.start_modes import EAGER_TOKENS, GRAPHS_TOKENS, start_mode
 from evalswap.errors import ConversionError, ModelFilesError
 from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, Prompt, Request, Sampling
+from evalswap.serving.environments import Interpreter
 
 OURS = ("transformers", "vllm", "sglang", "lmdeploy", "llamacpp")
 SERVED = ("vllm", "sglang", "lmdeploy", "llamacpp")
@@ -363,6 +365,63 @@ def test_what_is_no_adapter(config: str | None, message: str, model: Path, adapt
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("extra", "refused_by"),
+    [
+        ({}, ()),
+        ({"use_rslora": False, "rank_pattern": {}, "alpha_pattern": None, "modules_to_save": None, "bias": "none"}, ()),
+        ({"init_lora_weights": True}, ()),
+        ({"init_lora_weights": "gaussian"}, ()),
+        ({"use_rslora": True}, ("sglang",)),  # it scales by alpha/r; vLLM and peft by alpha/sqrt(r)
+        ({"rank_pattern": {"q_proj": 4}}, ("sglang", "vllm")),
+        ({"alpha_pattern": {"q_proj": 4}}, ("sglang", "vllm")),
+        ({"modules_to_save": ["lm_head"]}, ("sglang", "vllm")),
+        ({"trainable_token_indices": [5]}, ("sglang", "vllm")),
+        ({"use_dora": True}, ("sglang", "vllm")),
+        ({"bias": "all"}, ("sglang", "vllm")),
+        ({"init_lora_weights": "pissa_niter_16"}, ("sglang", "vllm")),
+    ],
+)
+@pytest.mark.parametrize("name", ["sglang", "vllm"])
+def test_what_an_adapter_asks_for_is_done_or_refused(
+    name: str, extra: dict[str, Any], refused_by: tuple[str, ...], model: Path, adapter: Path
+) -> None:
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, **extra}))
+    for act in (
+        lambda: managed_engine(name, LaunchPlan("m", peft_path=str(adapter))),  # when a config is converted
+        lambda: command(name, launch(model, peft_path=str(adapter))),
+    ):
+        if name not in refused_by:
+            act()
+            continue
+        with pytest.raises(ConversionError, match=f"{name} does not do what this adapter asks for: ") as caught:
+            act()
+        assert f"{next(iter(extra))}={next(iter(extra.values()))!r}" in caught.value.message
+        others = "transformers" if "vllm" in refused_by else "transformers, vllm"
+        assert (caught.value.hint or "").startswith("merge it into the checkpoint")
+        assert (caught.value.hint or "").endswith(f"; engines that do it: {others}")
+
+
+@pytest.mark.parametrize("name", ["sglang", "vllm"])
+def test_an_adapter_of_the_hub_is_looked_at_in_its_cache(
+    name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    engine = managed_engine(name, LaunchPlan("m", peft_path="org/adapter"))  # it is looked for before the start
+    with pytest.raises(ModelFilesError, match="no adapter in org/adapter"):
+        engine.command(launch(model, peft_path="org/adapter"), Path("x"), 1)
+    repo = tmp_path / "hub" / "models--org--adapter"
+    config = repo / "snapshots" / "abc" / "adapter_config.json"
+    config.parent.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    config.write_text(json.dumps({"r": 12}))
+    assert command(name, launch(model, peft_path="org/adapter"))
+    config.write_text(json.dumps({"r": 12, "use_dora": True}))
+    with pytest.raises(ConversionError, match="use_dora=True"):
+        managed_engine(name, LaunchPlan("m", peft_path="org/adapter"))
+
+
 def test_llamacpp_takes_adapters_of_its_own_kind(model: Path) -> None:
     assert command("llamacpp", launch(model, peft_path="a.gguf"))["--lora"] == "a.gguf"
     with pytest.raises(ConversionError, match="the adapter my/adapter is no GGUF file") as caught:
@@ -607,6 +666,41 @@ def test_known_complaints_have_a_remedy(name: str, line: str, help: str) -> None
     log = f"INFO loading\n{line}\nbye\n"
     assert help in (managed_engine(name).explain(log) or "")
     assert managed_engine(name).explain("INFO all is well\n") is None
+
+
+# ---- by name, on the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["python", "openai"], 1, "evalswap does not start an engine 'openai' → it starts transformers, llamacpp, "),
+        (["python", "vlm"], 2, "unknown engine 'vlm' → did you mean 'vllm'?"),
+        (["install", "turbomind"], 1, "lmdeploy cannot be installed here"),
+        (["install", "llama.cpp"], 1, "llamacpp needs no installation"),
+        (["install", "openai"], 1, "openai needs no installation"),
+        (["install", "vlm"], 2, "unknown engine 'vlm' → did you mean 'vllm'?"),
+    ],
+)
+def test_an_engine_that_cannot_be_had(
+    words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["engines", *words]) == code
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["hf", "HuggingFace", "transformers"])
+def test_an_engine_is_installed_by_any_of_its_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def install(engine: str, *_: Any, **__: Any) -> Interpreter:
+        asked.append(engine)
+        return Interpreter(engine, Path("python"), "installed", "1", {}, "cpu")
+
+    monkeypatch.setattr("evalswap.serving.environments.install", install)
+    assert main(["engines", "install", name]) == 0
+    assert asked == ["transformers"]
 
 
 def test_every_engine_settles_every_field_of_a_plan() -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalswap.engines.base import Emulated, Engine, Native, Refused
-from evalswap.engines.openai import OpenAICompatible
+from evalswap.engines.openai import openai_engine
 from evalswap.engines.registry import managed_engine
 from evalswap.errors import ConversionError
 from evalswap.plan import EndpointPlan, LaunchPlan, SamplingPlan
@@ -125,7 +125,9 @@ def vllm_does(body: dict[str, Any]) -> Meaning:
     assert body["prompt"] == list(PROMPT)
     assert (body.get("n", 1), body["ignore_eos"], body["add_special_tokens"]) == (1, True, False)
     temperature = body.get("temperature", 1.0)
-    assert temperature == 0 or temperature >= 0.01  # what lies between is changed to 0.01
+    assert temperature == 0 or 0.01 <= temperature <= 2  # what lies between is changed to 0.01
+    assert len(body.get("stop", ())) <= 4
+    assert body.get("seed") != -1  # none
     k = body.get("top_k", 0)
     chosen = draw(
         temperature, None if k in (0, -1) else k, body.get("top_p", 1.0), body.get("min_p", 0.0), "min_p first",
@@ -156,6 +158,7 @@ def sglang_does(body: dict[str, Any], backend: str = "flashinfer", deterministic
     order = "one after the other" if backend == "flashinfer" and min_p > 0 else "at once"
     chosen = draw(temperature, None if k == -1 else k, got.get("top_p", 1.0), min_p, order, seed)
     assert not (got.get("ignore_eos") and got.get("stop_token_ids"))  # the one would switch off the other
+    assert len(got.get("stop", ())) <= 32
     assert got["no_stop_trim"]
     assert not got["skip_special_tokens"]
     for name in ("presence_penalty", "frequency_penalty"):
@@ -171,6 +174,18 @@ def sglang_does(body: dict[str, Any], backend: str = "flashinfer", deterministic
     )
 
 
+def sglang_completions_do(body: dict[str, Any]) -> Meaning:
+    """What is sent to /v1/completions comes to what is sent to /generate."""
+    renamed = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "seed": "sampling_seed"}
+    beside = {"model", "prompt", "return_token_ids"}
+    known = {*renamed, "stop", "stop_token_ids", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "n",
+             "presence_penalty", "frequency_penalty", "no_stop_trim", "ignore_eos", "skip_special_tokens"}  # fmt: skip
+    assert body["return_token_ids"]
+    assert set(body) <= known | beside  # others are not read
+    params = {renamed.get(name, name): value for name, value in body.items() if name not in beside}
+    return sglang_does({"input_ids": body["prompt"], "sampling_params": params}, "pytorch")
+
+
 def lmdeploy_does(body: dict[str, Any], backend: str = "turbomind") -> Meaning:
     assert body["input_ids"] == list(PROMPT)
     known = {"max_tokens", "stop", "stop_token_ids", "stream", "temperature", "repetition_penalty", "ignore_eos",
@@ -181,6 +196,7 @@ def lmdeploy_does(body: dict[str, Any], backend: str = "turbomind") -> Meaning:
     assert body["include_stop_str_in_output"]
     temperature = body.get("temperature", 0.8)
     assert 0 < temperature <= 2  # 0 is greedy on one backend only
+    assert backend == "pytorch" or body.get("top_k", 50) <= 1024
     return Meaning(
         draw=draw(
             temperature, body.get("top_k", 50), body.get("top_p", 1.0), body.get("min_p", 0.0), "one after the other",
@@ -239,11 +255,25 @@ def messages_do(body: dict[str, Any]) -> Meaning:
     )
 
 
+def reasoning_does(body: dict[str, Any]) -> Meaning:
+    assert set(body) <= {"model", "messages", "max_completion_tokens", "seed"}  # anything else is a 400
+    return Meaning(
+        draw=draw(1.0, None, 1.0, 0.0, "one after the other", body.get("seed")),
+        repetition=None,
+        presence=0.0,
+        frequency=0.0,
+        least=0,
+        most=body["max_completion_tokens"],
+        ends=frozenset(EOS),
+    )
+
+
 def managed(name: str, **engine_args: Any) -> Engine:
     return managed_engine(name, LaunchPlan("m", engine_args=engine_args))
 
 
 ENDPOINT = EndpointPlan(("http://h/v1",), "m")
+REASONING = dataclasses.replace(ENDPOINT, reasoning=True)
 ENGINES: dict[str, tuple[Callable[[], Engine], Callable[[dict[str, Any]], Meaning]]] = {
     "transformers": (lambda: managed("transformers"), transformers_does),
     "vllm": (lambda: managed("vllm"), vllm_does),
@@ -262,9 +292,13 @@ ENGINES: dict[str, tuple[Callable[[], Engine], Callable[[dict[str, Any]], Meanin
         lambda body: lmdeploy_does(body, "pytorch"),
     ),
     "llamacpp": (lambda: managed("llamacpp"), llamacpp_does),
-    "openai, by ids": (lambda: OpenAICompatible(ENDPOINT, by_ids=True), vllm_does),
-    "openai, by messages": (lambda: OpenAICompatible(ENDPOINT), messages_do),
+    "openai, by ids, vLLM": (lambda: openai_engine(ENDPOINT, "vllm"), vllm_does),
+    "openai, by ids, SGLang": (lambda: openai_engine(ENDPOINT, "sglang"), sglang_completions_do),
+    "openai, by messages": (lambda: openai_engine(ENDPOINT), messages_do),
+    "openai, reasoning model": (lambda: openai_engine(REASONING), reasoning_does),
 }
+ALWAYS_DRAWS = "openai, reasoning model"
+GREEDY_TOO = [name for name in ENGINES if name != ALWAYS_DRAWS]
 
 
 # ---- the comparison
@@ -283,7 +317,7 @@ _kwargs = st.fixed_dictionaries(
         "do_sample": st.booleans(),
         "presence_penalty": st.none() | st.sampled_from([0.0, 0.5]) | st.floats(-3, 3),
         "frequency_penalty": st.none() | st.sampled_from([0.0, 0.5]) | st.floats(-3, 3),
-        "seed": st.none() | st.integers(0, 2**31 - 1),
+        "seed": st.none() | st.integers(-1, 2**31 - 1),
     },
 )
 _config = st.fixed_dictionaries({}, optional={**_drawn, "do_sample": st.booleans()})
@@ -317,7 +351,7 @@ def test_an_engine_is_asked_for_the_same_or_refuses(
     assert got == (dataclasses.replace(wanted, draw=None) if wanted.draw is None else wanted)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", GREEDY_TOO)
 def test_what_most_configs_say_is_refused_by_nobody(name: str) -> None:
     make, does = ENGINES[name]
     for kwargs in ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"do_sample": True, "top_k": 0}):
@@ -343,6 +377,15 @@ def test_what_reasoning_models_recommend_is_refused_by_no_engine(name: str) -> N
         ("sglang, pytorch sampling", {"do_sample": True, "top_p": 0.9}, "top_k=50 with top_p=0.9"),
         ("lmdeploy", {"min_new_tokens": 3}, "min_new_tokens=3 cannot be asked of lmdeploy"),
         ("lmdeploy", {"do_sample": True, "temperature": 2.5}, "it takes at most 2"),
+        ("lmdeploy", {"do_sample": True, "top_k": 1025}, "it takes at most 1024"),
+        ("vllm", {"do_sample": True, "temperature": 2.5}, "it takes at most 2"),
+        ("openai, by ids, vLLM", {"do_sample": True, "temperature": 2.5}, "a vLLM server: it takes at most 2"),
+        ("vllm", {"do_sample": True, "seed": -1}, "it takes at least 0"),
+        ("openai, by ids, SGLang", {"repetition_penalty": 1.05}, "an SGLang server: it counts the answer's"),
+        ("openai, by ids, SGLang", {"do_sample": True, "seed": 1}, "--enable-deterministic-inference"),
+        ("openai, by ids, SGLang", {"do_sample": True, "top_p": 0.9}, "top_k=50 with top_p=0.9"),
+        (ALWAYS_DRAWS, {}, "temperature=0.0 cannot be asked of m: a reasoning model draws at a temperature of 1"),
+        (ALWAYS_DRAWS, {"do_sample": True, "top_k": 0, "top_p": 0.9}, "top_p=0.9 cannot be asked of m"),
         ("lmdeploy, pytorch", {"repetition_penalty": 1.05}, "PyTorch backend counts the answer's tokens only"),
         ("vllm", {"do_sample": True, "top_p": 0.9, "min_p": 0.1}, "top_p=0.9 with min_p=0.1"),
         ("vllm", {"do_sample": True, "temperature": 0.001}, "it takes at least 0.01"),
@@ -361,22 +404,47 @@ def test_what_an_engine_cannot_do_is_refused(name: str, kwargs: dict[str, Any], 
 
 def test_the_seed_of_a_greedy_answer_harms_nobody() -> None:
     sampling = Sampling(max_new_tokens=3, seed=7, stop_token_ids=EOS)
-    for make, does in ENGINES.values():
+    for make, does in (ENGINES[name] for name in GREEDY_TOO):
         assert does(sent(make(), sampling)).draw is None
+
+
+@pytest.mark.parametrize("name", GREEDY_TOO)
+def test_no_more_stop_texts_are_sent_than_are_taken(name: str) -> None:
+    """All of them are applied by evalswap to the answer's text, so none is lost."""
+    words = tuple(f"word {number}" for number in range(40))
+    make, does = ENGINES[name]
+    body = sent(make(), Sampling(max_new_tokens=3, stop=words, stop_token_ids=EOS))
+    does(body)
+    told = body.get("sampling_params", body.get("sampling", body)).get("stop", [])
+    assert told == list(words[: len(told)])
+    assert bool(told) == (not name.startswith("lmdeploy"))
+
+
+def test_a_reasoning_model_is_asked_for_what_it_does() -> None:
+    make, does = ENGINES[ALWAYS_DRAWS]
+    kwargs = {"do_sample": True, "temperature": 1.0, "top_k": 0, "seed": 3}
+    plan = SamplingPlan(generation_kwargs=kwargs, max_out_len=7, stop_words=("\n\n",))
+    body = sent(make(), resolve_sampling(plan, {}, max_out_len=None, eos_token_ids=EOS))
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "?"}],
+        "max_completion_tokens": 7,
+        "seed": 3,
+    }
+    assert does(body) == asked(kwargs, {}, 7, 0)
 
 
 def test_without_any_stop_id_nothing_ends_an_answer() -> None:
     """A base model's config may set eos_token_id=[]; then the engine's own must not end it."""
     sampling = Sampling(max_new_tokens=3)
     for name, (make, _) in ENGINES.items():
-        if name.startswith(("vllm", "sglang", "lmdeploy", "llamacpp")):
+        if name.startswith(("vllm", "sglang", "lmdeploy", "llamacpp", "openai, by ids")):
             body = sent(make(), sampling)
             assert body.get("sampling_params", body)["ignore_eos"] is True
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_each_table_speaks_of_each_field(name: str) -> None:
-    engine = ENGINES[name][0]()
-    table = getattr(engine, "sampling_by_ids", engine.sampling) if name == "openai, by ids" else engine.sampling
+    table = ENGINES[name][0]().sampling
     assert set(table) == {field.name for field in dataclasses.fields(Sampling)}
     assert all(isinstance(entry, (Native, Emulated, Refused)) for entry in table.values())

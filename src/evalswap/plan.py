@@ -46,12 +46,14 @@ class SamplingPlan:
     stop_words: tuple[str, ...] = ()
     max_out_len: int | None = None
     min_out_len: int | None = None
+    answer_limit: int | None = None  # wins over what a dataset says: an answer with the reasoning before it
     # HuggingFace applies generation_config.json (repetition_penalty, …); configs for engines and APIs do not.
     apply_generation_config: bool = True
     # HuggingFace chat models also stop at the tokenizer's eos token, base models do not.
     stop_at_tokenizer_eos: bool = True
     # Chat answers keep special tokens in their text up to the stop, base answers drop them.
     skip_special_tokens: bool = False
+    written_in: str = "generation_kwargs"  # what the config calls them
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class EndpointPlan:
     status_code_mappings: Mapping[int, str] = field(default_factory=dict)
     think_tag: str = "</think>"
     ids_wanted: bool = False  # send token ids where the server takes them
+    reasoning: bool = False  # one of OpenAI's reasoning models, which take other fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import cases
 from questions import load_questions
 
 from evalswap.checkpoint import find_checkpoint
-from evalswap.engines.base import EngineLoad, FinalAnswerError, Launch, MalformedAnswer, ManagedEngine
+from evalswap.engines.base import Engine, EngineLoad, FinalAnswerError, Launch, MalformedAnswer, ManagedEngine
 from evalswap.engines.registry import managed_engine
 from evalswap.errors import ConversionError, EvalswapError
 from evalswap.inference.client import FinalError, HttpClient, TransientError
@@ -67,8 +67,9 @@ def prepare(
     return PreparedEngine(engine, found, checkpoint, launch)
 
 
-async def interview(engine: ManagedEngine, url: str) -> Interview:
+async def interview(engine: Engine, url: str) -> Interview:
     """Ask everything: each request alone first, then the greedy ones all together."""
+    watched = engine if isinstance(engine, ManagedEngine) and engine.load_path else None
     async with HttpClient(url, timeout=SECONDS) as client:
         requests = cases.first_requests(load_questions())
         outcomes = {name: await ask(engine, client, request) for name, request in requests.items()}
@@ -79,16 +80,21 @@ async def interview(engine: ManagedEngine, url: str) -> Interview:
         together = {name: dataclasses.replace(requests[name], row=row) for row, name in enumerate(cases.WHOLE)}
         burst = [asyncio.create_task(ask(engine, client, request)) for request in together.values()]
         loads = []
-        while engine.load_path and not all(task.done() for task in burst):
-            loads.append(engine.read_load(await client.get_text(engine.load_path)))
+        while watched and not all(task.done() for task in burst):
+            loads.append(await load_of(watched, client))
             await asyncio.wait(burst, timeout=LOOK_EVERY)
         outcomes |= {f"{name} together": await task for name, task in zip(together, burst, strict=True)}
-        if engine.load_path:
-            loads.append(engine.read_load(await client.get_text(engine.load_path)))
+        if watched:
+            loads.append(await load_of(watched, client))
     return Interview(outcomes, tuple(loads))
 
 
-async def ask(engine: ManagedEngine, client: HttpClient, request: Request) -> Outcome:
+async def load_of(engine: ManagedEngine, client: HttpClient) -> EngineLoad | None:
+    assert engine.load_path is not None
+    return engine.read_load(await client.get_text(engine.load_path))
+
+
+async def ask(engine: Engine, client: HttpClient, request: Request) -> Outcome:
     """Ask one request once: an error is an outcome, for a run would go on from it."""
     try:
         call = engine.call(request)

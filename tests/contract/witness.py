@@ -13,16 +13,18 @@ import pytest
 from interview import Interview, interview, prepare
 from recording import FOLDER, Recording
 
-from evalswap.engines.base import ManagedEngine
+from evalswap.engines.base import SERVED_NAME, Engine
+from evalswap.engines.openai import openai_engine
 from evalswap.engines.registry import managed_engine
 from evalswap.errors import EngineError
-from evalswap.plan import LaunchPlan
+from evalswap.plan import EndpointPlan, LaunchPlan
 from evalswap.serving.environments import interpreter_variable
 from evalswap.serving.server import ManagedServer
 
 HERE = Path(__file__).parent
 REPO = HERE.parent.parent
-LIVE = ("transformers", "vllm", "sglang", "llamacpp")
+SOMEBODYS = "-a openai at "  # the same server, asked as one that somebody else started
+LIVE = ("transformers", "vllm", "sglang", "llamacpp", f"{SOMEBODYS}sglang")
 RECORDINGS = sorted(FOLDER.glob("*.json"))
 
 
@@ -30,7 +32,7 @@ RECORDINGS = sorted(FOLDER.glob("*.json"))
 class Witness:
     """One engine and what it said: here and in float32 (``live``), or when it was recorded."""
 
-    engine: ManagedEngine
+    engine: Engine
     said: Interview
     live: bool
 
@@ -38,6 +40,7 @@ class Witness:
 def live(name: str, log: Path, model: Path) -> Witness:
     """Start an engine as a run does, ask it everything and stop it; the test is skipped where it cannot be had."""
     python, arguments = None, {}
+    somebodys, name = name.startswith(SOMEBODYS), name.removeprefix(SOMEBODYS)
     if name == "sglang":
         python = sglang_python()
     if name == "llamacpp":
@@ -46,7 +49,11 @@ def live(name: str, log: Path, model: Path) -> Witness:
         prepared = prepare(name, model, "float32", arguments, python)
     except EngineError as error:
         pytest.skip(f"{error.message}: {error.hint}")
-    return Witness(prepared.engine, asyncio.run(question(prepared.engine, prepared.server(log, redact=str))), live=True)
+    engine, path = prepared.engine, ""
+    if somebodys:
+        engine, path = openai_engine(EndpointPlan(("",), SERVED_NAME), name), "/v1"
+    said = asyncio.run(question(engine, prepared.server(log, redact=str), path))
+    return Witness(engine, said, live=True)
 
 
 def replayed(file: Path, log: Path) -> Witness:
@@ -63,10 +70,11 @@ def replaying(file: Path, name: str, log: Path) -> ManagedServer:
     return ManagedServer(name, lambda port: [*command, str(port)], log_path=log)
 
 
-async def question(engine: ManagedEngine, server: ManagedServer) -> Interview:
+async def question(engine: Engine, server: ManagedServer, path: str = "") -> Interview:
+    """Start a server and ask it everything; ``path`` is where on it the engine's own paths begin."""
     async with server:
         await server.ready()
-        return await interview(engine, server.url)
+        return await interview(engine, server.url + path)
 
 
 def sglang_python() -> str | None:

@@ -40,10 +40,15 @@ ENGINE_FLAGS: tuple[tuple[str, tuple[str, ...], tuple[Any, ...], bool], ...] = (
     (
         "KV cache",
         ("kv_cache_dtype", "quant_policy", "cache_type_k", "cache_type_v", "ctk", "ctv"),
-        ("auto", 0, "f32", "f16", "bfloat16", "float16", "float32"),
+        ("auto", 0, "f32", "f16", "bf16", "bfloat16", "float16", "float32"),
         True,
     ),
-    ("weight quantisation", ("quantization", "load_in_8bit", "load_in_4bit", "quantization_config"), (), True),
+    (
+        "weight quantisation",
+        ("quantization", "model_format", "load_in_8bit", "load_in_4bit", "quantization_config"),
+        (),
+        True,
+    ),
     (
         "speculative decoding",
         (

@@ -1,32 +1,37 @@
-"""Any server that speaks the OpenAI protocol: by token ids where it takes them, else by messages.
+"""Any server that speaks the OpenAI protocol: by token ids where it is known what its fields mean, else by messages.
 
 https://platform.openai.com/docs/api-reference/chat/create and its completions endpoint.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from evalswap.engines import sglang
 from evalswap.engines.base import (
     Emulated,
     Engine,
+    Exclusive,
     HttpCall,
     MalformedAnswer,
     Native,
     Refused,
     SamplingTable,
-    translate_sampling,
 )
-from evalswap.engines.vllm import Vllm, finish_reason, read_completion
+from evalswap.engines.vllm import Vllm, completion_body, finish_reason, read_completion
 from evalswap.plan import EndpointPlan
 from evalswap.records import Completion, Request, Sampling
 
 NOT_IN_PROTOCOL = Refused("the OpenAI protocol has no such field")
-MOST_STOPS = 4  # "Up to 4 sequences", API reference; the rest is cut by evalswap
+OWN_TEMPERATURE = "a reasoning model draws at a temperature of 1, and takes no field that says otherwise"
+# OpenAI's o series, and GPT from the fifth on but for its chat variants.
+REASONING_NAME = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d)(?:\.\d+)?(?!-chat))(?:-|$)")
 
 
 class OpenAICompatible(Engine):
-    """A server that somebody else runs. ``by_ids`` is decided by :func:`probe`."""
+    """A server that somebody else runs, asked by messages."""
 
     name: ClassVar[str] = "openai"
     # Without ids the model's eos is the server's business, and stop words are cut again by evalswap.
@@ -41,37 +46,22 @@ class OpenAICompatible(Engine):
         "presence_penalty": Native("presence_penalty"),
         "frequency_penalty": Native("frequency_penalty"),
         "seed": Native("seed"),
-        "stop": Native("stop"),
+        "stop": Native("stop", first=4),  # "Up to 4 sequences"
         "stop_token_ids": Emulated("the server ends answers at the model's own eos tokens"),
     }
-    # Servers that take and return token ids are vLLM or follow it; they take its sampling fields too.
-    sampling_by_ids: ClassVar[SamplingTable] = Vllm.sampling
 
-    def __init__(self, endpoint: EndpointPlan, by_ids: bool = False) -> None:
+    def __init__(self, endpoint: EndpointPlan) -> None:
         self.endpoint = endpoint
-        self.by_ids = by_ids
-
-    def native_sampling(self, sampling: Sampling) -> dict[str, Any]:
-        if self.by_ids:
-            return translate_sampling(sampling, self.sampling_by_ids, self.name, Vllm.exclusive)
-        return translate_sampling(sampling, self.sampling, self.name)
 
     def call(self, request: Request) -> HttpCall:
-        if self.by_ids:
-            call = Vllm().call(request)
-            return HttpCall("/completions", {**call.body, "model": self.endpoint.model, **self.endpoint.extra_body})
         body = {
             "model": self.endpoint.model,
             "messages": list(request.prompt.messages),
             **self.native_sampling(request.sampling),
         }
-        if "stop" in body:
-            body["stop"] = body["stop"][:MOST_STOPS]
         return HttpCall("/chat/completions", body | dict(self.endpoint.extra_body))
 
     def read(self, answer: Any, request: Request) -> Completion:
-        if self.by_ids:
-            return read_completion(answer, self.name, request)
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             reason = finish_reason(choice["finish_reason"], self.name)
@@ -90,3 +80,93 @@ class OpenAICompatible(Engine):
             completion_tokens=int(usage.get("completion_tokens") or 0),
             cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
         )
+
+
+class ReasoningModel(OpenAICompatible):
+    """A model of OpenAI's that reasons before it answers; the reasoning counts as part of the answer's length.
+
+    ``max_tokens`` is "not compatible with o-series models" and ``stop`` "not supported with latest reasoning models"
+    (the API reference above); temperature, top_p and the penalties are not among what such models take:
+    https://learn.microsoft.com/azure/ai-services/openai/how-to/reasoning
+    """
+
+    sampling: ClassVar[SamplingTable] = {
+        **OpenAICompatible.sampling,
+        "max_new_tokens": Native("max_completion_tokens"),
+        "temperature": Refused(OWN_TEMPERATURE, does=1.0),
+        "top_p": Refused(OWN_TEMPERATURE),
+        "presence_penalty": Refused("a reasoning model takes no penalties"),
+        "frequency_penalty": Refused("a reasoning model takes no penalties"),
+        "stop": Emulated("a reasoning model takes none, and evalswap cuts the text"),
+    }
+
+    @property
+    def title(self) -> str:
+        return self.endpoint.model
+
+
+class VllmByIds(OpenAICompatible):
+    """Somebody's vLLM server, by token ids."""
+
+    title = "a vLLM server"
+    sampling: ClassVar[SamplingTable] = Vllm.sampling
+    exclusive: ClassVar[tuple[Exclusive, ...]] = Vllm.exclusive
+
+    def call(self, request: Request) -> HttpCall:
+        body = {"model": self.endpoint.model, **completion_body(request, self.native_sampling(request.sampling))}
+        return HttpCall("/completions", body | dict(self.endpoint.extra_body))
+
+    def read(self, answer: Any, request: Request) -> Completion:
+        return read_completion(answer, self.title, request)
+
+
+class SglangByIds(OpenAICompatible):
+    """Somebody's SGLang server, by token ids. Nobody knows its flags, so it must be taken for the least able one."""
+
+    title = "an SGLang server"
+    sampling: ClassVar[SamplingTable] = {
+        **sglang.Sglang.sampling,
+        "max_new_tokens": Native("max_tokens"),
+        "min_new_tokens": Native("min_tokens"),
+        "seed": Refused("it obeys a seed only if it was started with --enable-deterministic-inference"),
+    }
+    exclusive: ClassVar[tuple[Exclusive, ...]] = (
+        Exclusive(
+            ("top_k", "top_p"),
+            "it may draw with its pytorch sampling, which applies both to the whole distribution, transformers top_p "
+            "to what top_k left",
+        ),
+    )
+
+    def native_sampling(self, sampling: Sampling) -> dict[str, Any]:
+        return sglang.with_its_own_off(super().native_sampling(sampling), sampling)
+
+    def call(self, request: Request) -> HttpCall:
+        assert request.prompt.token_ids is not None
+        body = {
+            "model": self.endpoint.model,
+            "prompt": list(request.prompt.token_ids),
+            "return_token_ids": True,
+            **self.native_sampling(request.sampling),
+            **sglang.ended_by(request.sampling),
+        }
+        return HttpCall("/completions", body | dict(self.endpoint.extra_body))
+
+    def read(self, answer: Any, request: Request) -> Completion:
+        return sglang.read_completion(answer, request, self.title)
+
+
+# The servers whose fields are known, by what they say that they are ("owned_by"). Others may take token ids, too, but
+# where a stop or a penalty means something else there, nobody would see it.
+BY_IDS: Mapping[str, type[OpenAICompatible]] = {"vllm": VllmByIds, "sglang": SglangByIds}
+
+
+def openai_engine(endpoint: EndpointPlan, ids_as: str | None = None) -> OpenAICompatible:
+    """Return how a server is spoken to: by token ids as one of ``BY_IDS``, or by messages."""
+    kind = BY_IDS[ids_as] if ids_as else ReasoningModel if endpoint.reasoning else OpenAICompatible
+    return kind(endpoint)
+
+
+def is_reasoning_model(model: str) -> bool:
+    """Whether a name is that of one of OpenAI's reasoning models, whoever offers it ("openai/o3-mini")."""
+    return REASONING_NAME.search(model) is not None

@@ -36,10 +36,16 @@ def canonical_name(name: str) -> str:
 def managed_engine(name: str, plan: LaunchPlan | None = None) -> ManagedEngine:
     """Return an engine that evalswap starts itself, where a plan is given as its flags make it.
 
-    Raises EngineError if it cannot be loaded, and ConversionError for what it cannot load.
+    Raises EngineError if there is no such engine or it cannot be loaded, and ConversionError for what it cannot load.
     """
+    entry = _managed().get(name)
+    if entry is None:
+        raise EngineError(
+            f"evalswap does not start an engine '{name}'",
+            did_you_mean(name, _managed()) or f"it starts {', '.join(managed_engine_names())}",
+        )
     try:
-        made = _managed()[name].load()()
+        made = entry.load()()
     except (ImportError, AttributeError, TypeError) as error:
         raise EngineError(f"the engine '{name}' cannot be loaded: {error}") from error
     if not isinstance(made, ManagedEngine):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from evalswap.engines.adapters import check_adapter, is_readable
 from evalswap.engines.answers import as_ids, end_of
 from evalswap.engines.base import (
     LOOPBACK,
@@ -26,7 +27,7 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel
+from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel, tokens
 from evalswap.engines.start_modes import graph_sizes, start_mode
 from evalswap.errors import ConversionError
 from evalswap.plan import LaunchPlan
@@ -97,7 +98,7 @@ class Sglang(ManagedEngine):
         "presence_penalty": Native("presence_penalty", least=-2, most=2),
         "frequency_penalty": Native("frequency_penalty", least=-2, most=2),
         "seed": Refused("it obeys a seed only with --engine-args enable_deterministic_inference=True"),
-        "stop": Native("stop"),
+        "stop": Native("stop", first=32),  # its MAX_STOP_COUNT
         "stop_token_ids": Native("stop_token_ids"),
     }
     hints: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -122,6 +123,8 @@ class Sglang(ManagedEngine):
     def configured(self, plan: LaunchPlan, device: str | None = None) -> Sglang:
         asked = given(plan.engine_args)
         _check_dtype(plan.dtype, asked.get("device", device))
+        if plan.peft_path and is_readable(plan.peft_path):  # else it is looked for before the start
+            check_adapter(plan.peft_path, self.name)
         kind = Sglang
         if asked.get("enable_deterministic_inference"):
             kind = DeterministicSglang
@@ -130,11 +133,7 @@ class Sglang(ManagedEngine):
         return kind(adapter=plan.peft_path is not None)
 
     def native_sampling(self, sampling: Sampling) -> dict[str, Any]:
-        native = super().native_sampling(sampling)
-        native["top_k"] = sampling.top_k or -1
-        if sampling.top_k and sampling.top_p < 1:
-            native["min_p"] = max(sampling.min_p, LEAST_MIN_P)
-        return native
+        return with_its_own_off(super().native_sampling(sampling), sampling)
 
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
         _check_dtype(launch.dtype, launch.device)
@@ -162,10 +161,11 @@ class Sglang(ManagedEngine):
             room = max(CPU_KV_TOKENS, 2 * launch.context_len)
             own |= {"device": "cpu", **CPU_FLAGS, "max_total_tokens": room}
         else:
-            own["tp_size"] = tensor_parallel(launch, _replicas(launch), stages)
+            own["tp_size"] = tensor_parallel(launch, self.replicas(launch), stages)
             if mode is not None:
                 own |= _mode_flags(mode, window)
         if launch.peft_path:
+            check_adapter(launch.peft_path, self.name)
             own |= {"enable_lora": True, "lora_paths": f"{SERVED_NAME}={launch.peft_path}", "max_loras_per_batch": 1}
         return [str(python), "-m", "sglang.launch_server", *flags(own | asked)]
 
@@ -175,14 +175,7 @@ class Sglang(ManagedEngine):
 
     def call(self, request: Request) -> HttpCall:
         assert request.prompt.token_ids is not None
-        sampling = {
-            **self.native_sampling(request.sampling),
-            "n": 1,
-            # ignore_eos would switch off stop_token_ids as well. Without any there is nothing to stop at.
-            "ignore_eos": not request.sampling.stop_token_ids,
-            "no_stop_trim": True,
-            "skip_special_tokens": False,
-        }
+        sampling = {**self.native_sampling(request.sampling), **ended_by(request.sampling)}
         body = {"input_ids": list(request.prompt.token_ids), "sampling_params": sampling, "stream": False}
         return HttpCall("/generate", body | ({"lora_path": SERVED_NAME} if self._adapter else {}))
 
@@ -192,8 +185,15 @@ class Sglang(ManagedEngine):
     def start_mode(self, launch: Launch) -> str | None:
         return start_mode(launch, SETS_MODE_ITSELF)
 
+    def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
+        asked = tokens(given(engine_args), "context_length")
+        return asked - CONTEXT_SLACK if asked else None
+
+    def replicas(self, launch: Launch) -> int:
+        return number(given(launch.engine_args), "dp_size", "data_parallel_size", default=1)
+
     def window(self, launch: Launch) -> int:
-        most = WINDOW_CPU if launch.device == "cpu" else WINDOW_GPU * max(1, launch.num_gpus, _replicas(launch))
+        most = WINDOW_CPU if launch.device == "cpu" else WINDOW_GPU * max(1, launch.num_gpus, self.replicas(launch))
         asked = number(given(launch.engine_args), "max_running_requests", default=most)
         return max(1, min(asked, launch.answers or asked))
 
@@ -225,6 +225,23 @@ class DeterministicSglang(Sglang):
     )
 
 
+def with_its_own_off(native: dict[str, Any], sampling: Sampling) -> dict[str, Any]:
+    """Return sampling fields with SGLang's way to say that there is no top_k, and to have filters follow each other."""
+    both = sampling.top_k and sampling.top_p < 1
+    return native | {"top_k": sampling.top_k or -1} | ({"min_p": max(sampling.min_p, LEAST_MIN_P)} if both else {})
+
+
+def ended_by(sampling: Sampling) -> dict[str, Any]:
+    """Return the fields that say where an answer ends and what is left of its end, at each of SGLang's endpoints."""
+    return {
+        "n": 1,
+        # ignore_eos would switch off stop_token_ids as well. Without any there is nothing to stop at.
+        "ignore_eos": not sampling.stop_token_ids,
+        "no_stop_trim": True,
+        "skip_special_tokens": False,
+    }
+
+
 def _check_dtype(dtype: str, device: str | None) -> None:
     if dtype == "float32" and device == "cuda":
         raise ConversionError(
@@ -240,10 +257,6 @@ def _mode_flags(mode: str, window: int) -> dict[str, Any]:
         return {"cuda_graph_backend_decode": "disabled", "cuda_graph_backend_prefill": "disabled"}
     decode = {"cuda_graph_bs_decode": graph_sizes(window)}
     return decode if mode == "full" else decode | {"cuda_graph_bs_prefill": list(PREFILL_GRAPHS)}
-
-
-def _replicas(launch: Launch) -> int:
-    return number(given(launch.engine_args), "dp_size", "data_parallel_size", default=1)
 
 
 def read_generated(answer: Any, request: Request, engine: str) -> Completion:
@@ -267,6 +280,28 @@ def read_generated(answer: Any, request: Request, engine: str) -> Completion:
         completion_tokens=len(ids),
         cached_tokens=meta.get("cached_tokens"),
     )
+
+
+def read_completion(answer: Any, request: Request, engine: str) -> Completion:
+    """Read an answer of SGLang's ``/v1/completions``: it says the same as ``/generate``, in other places.
+
+    Raises as :func:`read_generated`.
+    """
+    try:
+        choice, usage = answer["choices"][0], answer["usage"]
+        details = usage.get("prompt_tokens_details") or {}
+        generated = {
+            "output_ids": choice["token_ids"],
+            "text": choice.get("text"),
+            "meta_info": {
+                "finish_reason": {"type": choice["finish_reason"], "matched": choice.get("matched_stop")},
+                "prompt_tokens": usage["prompt_tokens"],
+                "cached_tokens": details.get("cached_tokens"),
+            },
+        }
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise MalformedAnswer(f"{engine} sent no completion: {str(answer)[:200]}") from error
+    return read_generated(generated, request, engine)
 
 
 def _finish_reason(finish: Any, ids: tuple[int, ...], request: Request, engine: str) -> FinishReason:

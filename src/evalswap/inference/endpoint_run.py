@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from evalswap.checkpoint import Checkpoint, find_checkpoint
-from evalswap.engines.openai import OpenAICompatible
+from evalswap.checkpoint import Checkpoint, find_checkpoint, find_generation_config, looks_like_path
+from evalswap.engines.openai import openai_engine
 from evalswap.errors import ConversionError, EngineError
 from evalswap.inference.asking import Asker
 from evalswap.inference.client import HttpClient
@@ -20,10 +21,11 @@ from evalswap.inference.window import AdaptiveWindow
 from evalswap.plan import EndpointPlan
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import EngineIdentity
-from evalswap.serving.endpoint import Served, check_name, identify, is_nearby, takes_ids
+from evalswap.serving.endpoint import IdSupport, Served, check_name, identify, is_nearby, one_for_all, takes_ids
 from evalswap.serving.launching import context_len_of
 
 FIRST_WINDOW = 64  # requests at once that no server minds; more by trial
+PATIENCE = 0.25  # of a request's timeout; a window that takes longer to be answered does not grow
 SLOW_SECONDS = 60.0  # that a rate limit costs at least, to be mentioned
 SMALL_WINDOW = 32  # that a server of one's own has more room than
 
@@ -44,16 +46,22 @@ class EndpointRun(ModelRun):
         ]
         one_each = list({client.base_url: client for client in reversed(clients)}.values())[::-1]
         served = await self._known(one_each, plan.model)
-        by_ids = plan.ids_wanted and await self._all_take_ids(one_each, plan.model)
+        ids_as = await self._ids_taken_as(served, plan.model) if plan.ids_wanted else None
+        by_ids = ids_as is not None
+        if by_ids:  # nobody knows what the others take
+            known = {client.base_url for client in served}
+            clients = [client for client in clients if client.base_url in known]
         if self.plan.prompt.template == "base" and not by_ids:
             raise ConversionError(
                 f"{self.plan.abbr}: {plan.base_urls[0]} takes no token ids, and its chat endpoint would put a "
                 "chat template around a base model's prompt",
-                "use a server whose /v1/completions takes and returns token ids (vLLM does), or -a vllm",
+                "use a vLLM or an SGLang server, which get token ids, or -a vllm",
             )
-        engine = OpenAICompatible(plan, by_ids)
+        engine = openai_engine(plan, ids_as)
         tokenizer, checkpoint = await self._model_files(by_ids)
-        self._describe(plan, served, by_ids)
+        self._describe(plan, next(iter(served.values())), ids_as)
+        if checkpoint is None and self.plan.sampling.apply_generation_config:
+            self._say_what_is_not_read()
         context_len = None
         if checkpoint is not None and by_ids:
             context_len = context_len_of(self.plan, checkpoint, self.longest_answer)
@@ -67,7 +75,7 @@ class EndpointRun(ModelRun):
         asker = Asker(
             engine,
             [Endpoint(client) for client in clients],
-            window=AdaptiveWindow(plan.max_in_flight, min(FIRST_WINDOW, plan.max_in_flight)),
+            window=AdaptiveWindow(plan.max_in_flight, FIRST_WINDOW, patience=PATIENCE * plan.timeout),
             max_in_flight=plan.max_in_flight,
             retry=RetryPolicy(retries=plan.retry),
             limits=limits,
@@ -83,13 +91,13 @@ class EndpointRun(ModelRun):
             finally:
                 self._end_asking()
 
-    async def _known(self, clients: list[HttpClient], model: str) -> Served:
-        """Return what the first server that answers says of the model. Raises EngineError if none answers."""
+    async def _known(self, clients: list[HttpClient], model: str) -> dict[HttpClient, Served]:
+        """Return what each server that answers says of the model. Raises EngineError if none answers."""
         found = await asyncio.gather(*(identify(client, model) for client in clients), return_exceptions=True)
-        answers: list[Served] = []
+        answers: dict[HttpClient, Served] = {}
         for client, answer in zip(clients, found, strict=True):
             if isinstance(answer, Served):
-                answers.append(answer)
+                answers[client] = answer
                 if answer.others:
                     await check_name(client, model, answer.others)
             elif not isinstance(answer, EngineError):
@@ -99,46 +107,58 @@ class EndpointRun(ModelRun):
             raise errors[0]
         for error in errors:
             self.context.say(f"{self.context.redact(error.message)}; going on with the others")
-        return answers[0]
+        return answers
 
-    async def _all_take_ids(self, clients: list[HttpClient], model: str) -> bool:
-        for client in clients:
-            support = await takes_ids(client, model)
-            if not support.taken:
+    async def _ids_taken_as(self, served: Mapping[HttpClient, Served], model: str) -> str | None:
+        """Return which server's fields go with token ids to all of them; None, and why, if they get messages."""
+        supports: list[IdSupport] = []
+        for client, answer in served.items():
+            supports.append(await takes_ids(client, model, answer.server))
+            common = one_for_all(supports)
+            if common.taken_as is None:
                 self.context.say(
-                    self.context.redact(f"{client.base_url} takes no token ids: {support.why_not}; it gets messages")
+                    self.context.redact(f"{client.base_url} takes no token ids: {common.why_not}; it gets messages")
                 )
-                return False
-        return True
+                return None
+        return common.taken_as
 
     async def _model_files(self, by_ids: bool) -> tuple[Tokenizer | None, Checkpoint | None]:
         """Return what is needed here of the model's files: all for ids, else what the sampling depends on."""
         if by_ids:
             tokenizer = await asyncio.to_thread(self.context.tokenizers.load, self.plan.prompt)
             return tokenizer, find_checkpoint(str(tokenizer.folder))
-        path = Path(self.plan.prompt.tokenizer_path or "")
-        if self.plan.sampling.apply_generation_config and path.is_dir():
-            return None, find_checkpoint(str(path))
-        return None, None
+        path = self.plan.prompt.tokenizer_path
+        config = find_generation_config(path) if path and self.plan.sampling.apply_generation_config else None
+        return None, None if path is None or config is None else Checkpoint(Path(path), path, {}, config)
 
-    def _describe(self, plan: EndpointPlan, served: Served, by_ids: bool) -> None:
+    def _say_what_is_not_read(self) -> None:
+        """Say that the model's own sampling defaults, which transformers would apply, are not known here."""
+        name = self.plan.prompt.tokenizer_path
+        text = (
+            f"generation_config.json of {name} is not known here: a repetition_penalty in it, for one, is not asked for"
+        )
+        self.outcome.facts["generation_config"] = text
+        elsewhere = name is None or looks_like_path(name)
+        self.context.say(text if elsewhere else f"{text}; hf download {name} generation_config.json fetches it")
+
+    def _describe(self, plan: EndpointPlan, served: Served, ids_as: str | None) -> None:
         identity = EngineIdentity(
             "openai",
             str(served.details.get("owned_by", "unknown server")),
             ", ".join(plan.base_urls),
             "remote",
-            {"by_ids": by_ids, **served.details},
+            {"by_ids": ids_as is not None, **served.details},
         )
         facts = {
             "model": plan.model,
             # The whole address: two servers of one host may serve one model in two dtypes, and do not say so.
             "servers": sorted(plan.base_urls),
             "server": served.details,
-            "by_ids": by_ids,
+            "by_ids": ids_as or False,
             "extra_body": dict(plan.extra_body),
         }
         ids, messages = "token ids, rendered and tokenised by evalswap", "messages; template applied by the server"
-        how = ids if by_ids else messages
+        how = ids if ids_as else messages
         self._identify(identity, facts, {"prompts": how})
         self.context.say(f"{', '.join(plan.base_urls)} gets {how}")
 
@@ -155,6 +175,6 @@ class EndpointRun(ModelRun):
             )
         if plan.max_in_flight < min(SMALL_WINDOW, left):
             self.context.say(
-                f"hint: at most {plan.max_in_flight} requests are in flight (batch_size or max_workers): "
-                "a server of your own is likely to answer more at once"
+                f"hint: at most {plan.max_in_flight} requests are in flight (batch_size, max_workers or "
+                "--api-in-flight): a server of your own is likely to answer more at once"
             )

@@ -40,6 +40,8 @@ UNTRANSLATABLE: Mapping[str, Any] = {
     "sequence_bias": None,
     "exponential_decay_length_penalty": None,
 }
+MIN_OUT_LEN = "min_out_len"
+GENERATION_CONFIG = "the model's generation_config.json"
 DRAWN_FIELDS = ("temperature", "top_p", "top_k", "min_p", "typical_p")  # without effect on a greedy answer
 EFFECTLESS_FIELDS = ("pad_token_id", "use_cache")  # no token depends on them
 FIELDS = {
@@ -56,6 +58,19 @@ FIELDS = {
 DEFAULT_MAX_OUT_LEN = 512  # where neither the dataset nor the model says
 
 
+# Names of other libraries, some of which look like a field that means something else.
+WRITTEN_OTHERWISE: Mapping[str, str] = {
+    "stop_token_ids": "eos_token_id",
+    "stop": "the model's stop_words=[…]",
+    "stop_strings": "the model's stop_words=[…]",
+    "max_tokens": "max_new_tokens",
+    "max_out_len": "the model's max_out_len",
+    "max_length": "max_new_tokens, which does not count the prompt",
+    "min_tokens": "min_new_tokens",
+    "n": "num_return_sequences",
+}
+
+
 def check_fields(generation_kwargs: Mapping[str, Any]) -> None:
     """Check the names in a config's ``generation_kwargs``, and that engines can say what they mean.
 
@@ -63,11 +78,22 @@ def check_fields(generation_kwargs: Mapping[str, Any]) -> None:
     """
     for key in generation_kwargs:
         if key not in FIELDS and key not in UNTRANSLATABLE:
-            raise ConfigError(
-                f"generation_kwargs.{key}: unknown field",
-                did_you_mean(key, FIELDS) or f"known: {', '.join(sorted(FIELDS))}",
-            )
+            named = f"write {WRITTEN_OTHERWISE[key]}" if key in WRITTEN_OTHERWISE else did_you_mean(key, FIELDS)
+            raise ConfigError(f"generation_kwargs.{key}: unknown field", named or f"known: {', '.join(sorted(FIELDS))}")
     _refuse_untranslatable(generation_kwargs, "generation_kwargs", sampled=_samples(generation_kwargs))
+
+
+def max_new_tokens(plan: SamplingPlan, of_dataset: int | None) -> int:
+    """Return how long an answer may become: the dataset's ``max_out_len``, else the model's, else a default.
+
+    A plan's ``answer_limit`` comes before them. Raises ConfigError if generation_kwargs.max_new_tokens is no number.
+    """
+    of_model = plan.max_out_len or plan.generation_kwargs.get("max_new_tokens")
+    given = plan.answer_limit or of_dataset or of_model or DEFAULT_MAX_OUT_LEN
+    try:
+        return int(given)
+    except (TypeError, ValueError):
+        raise ConfigError(f"generation_kwargs.max_new_tokens={given!r}: a number of tokens is wanted") from None
 
 
 def resolve_sampling(
@@ -92,11 +118,10 @@ def resolve_sampling(
     sampled = _samples(kwargs)
     of_model = dict(generation_config) if plan.apply_generation_config else {}
     unsaid = {key: value for key, value in of_model.items() if key not in kwargs}
-    _refuse_untranslatable(unsaid, "the model's generation_config.json", sampled=sampled)
+    _refuse_untranslatable(unsaid, GENERATION_CONFIG, sampled=sampled)
 
     def value(name: str) -> Any:
-        given = [fields[name] for fields in (kwargs, of_model) if fields.get(name) is not None]
-        return given[0] if given else HF_DEFAULTS[name]
+        return _value(plan, of_model, name)[0]
 
     words = dict.fromkeys([*plan.stop_words, *extra_stops])
     single = single_token_stops or {}
@@ -105,7 +130,7 @@ def resolve_sampling(
         temperature = 0.0 if 0 < temperature < LEAST_TEMPERATURE else temperature
         drawn = temperature > 0
         sampling = Sampling(
-            max_new_tokens=int(max_out_len or plan.max_out_len or kwargs.get("max_new_tokens") or DEFAULT_MAX_OUT_LEN),
+            max_new_tokens=max_new_tokens(plan, max_out_len),
             min_new_tokens=int(min_out_len or plan.min_out_len or kwargs.get("min_new_tokens") or 0),
             temperature=temperature,
             top_p=float(value("top_p")) if drawn else 1.0,
@@ -124,6 +149,27 @@ def resolve_sampling(
         raise ConfigError(f"generation_kwargs: {error}") from None
     _check_ranges(sampling)
     return sampling
+
+
+def origin(plan: SamplingPlan, generation_config: Mapping[str, Any], name: str, *, min_out_len: int | None) -> str:
+    """Return who says a field's value, for people: "generation_kwargs", "the model's generation_config.json", …
+
+    ``min_out_len`` is the dataset's.
+    """
+    if name in HF_DEFAULTS:
+        return _value(plan, generation_config if plan.apply_generation_config else {}, name)[1]
+    if name == "min_new_tokens" and (min_out_len or plan.min_out_len):
+        return f"the {'dataset' if min_out_len else 'model'}'s {MIN_OUT_LEN}"
+    return plan.written_in
+
+
+def _value(plan: SamplingPlan, of_model: Mapping[str, Any], name: str) -> tuple[Any, str]:
+    """Return a field's value and who says it: the config's, else the model's, else HuggingFace's default."""
+    if plan.generation_kwargs.get(name) is not None:
+        return plan.generation_kwargs[name], plan.written_in
+    if of_model.get(name) is not None:
+        return of_model[name], GENERATION_CONFIG
+    return HF_DEFAULTS[name], "HuggingFace's default"
 
 
 def _samples(generation_kwargs: Mapping[str, Any]) -> bool:

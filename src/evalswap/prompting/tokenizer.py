@@ -1,7 +1,7 @@
 """Text and token ids: the model's own chat template and tokenizer, applied in one place.
 
-Who applies them is :mod:`evalswap.prompting.transformers_tokenizer`, in this process or, behind
-:mod:`evalswap.prompting.tokenizer_process`, in one beside it.
+Who applies them is :mod:`evalswap.prompting.transformers_tokenizer`, in a process beside this one, behind
+:mod:`evalswap.prompting.tokenizer_process`.
 """
 
 from __future__ import annotations

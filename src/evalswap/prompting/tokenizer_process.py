@@ -274,7 +274,7 @@ class _Remote:
 
 
 def _start(function: str, lines: int) -> tuple[subprocess.Popen[bytes], list[Connection[Any, Any]]]:
-    """Start a process that runs a function of this module on the other ends of so many lines."""
+    """Start a process that runs a function of tokenizer_answering on the other ends of so many lines."""
     ours, theirs = zip(*(socket.socketpair() for _ in range(lines)), strict=True)
     numbers = [end.fileno() for end in theirs]
     process = subprocess.Popen(

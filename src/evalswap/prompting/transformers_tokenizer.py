@@ -16,7 +16,7 @@ from evalswap.records import Message
 
 
 class TransformersTokenizer:
-    """A TokenizerBackend in this process."""
+    """A TokenizerBackend in the process that makes it, which is never a command's own (see ``tokenizer_answering``)."""
 
     def __init__(self, folder: Path, kwargs: Mapping[str, Any], trust_remote_code: bool = False) -> None:
         """Load from a folder. Raises ModelFilesError if there is no tokenizer in it."""

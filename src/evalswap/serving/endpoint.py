@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from evalswap.engines.openai import BY_IDS
 from evalswap.errors import EngineError, did_you_mean
 from evalswap.inference.client import FinalError, HttpClient, TransientError
 
@@ -22,13 +23,14 @@ class Served:
 
     details: dict[str, Any] = field(default_factory=dict)  # owner ("vllm", …) and root, as far as it tells
     others: tuple[str, ...] = ()  # what it serves instead, where the model is not on its list
+    server: str | None = None  # what it is ("vllm", …), if all that it serves says the same
 
 
 @dataclass(frozen=True, slots=True)
 class IdSupport:
-    """Whether a server takes token ids and gives them back."""
+    """Whether a server takes token ids and gives them back, and which server's fields go with them."""
 
-    taken: bool
+    taken_as: str | None = None  # one of engines.openai.BY_IDS
     why_not: str = ""
 
 
@@ -51,10 +53,12 @@ async def identify(client: HttpClient, model: str) -> Served:
         ) from error
     entries = answer.get("data") if isinstance(answer, dict) else None
     known = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    owners = {str(entry.get("owned_by")) for entry in known}
+    server = owners.pop() if len(owners) == 1 else None
     for entry in known:
         if entry.get("id") == model:
-            return Served({key: entry[key] for key in ("owned_by", "root") if entry.get(key)})
-    return Served(others=tuple(str(entry["id"]) for entry in known if entry.get("id")))
+            return Served({key: entry[key] for key in ("owned_by", "root") if entry.get(key)}, server=server)
+    return Served(others=tuple(str(entry["id"]) for entry in known if entry.get("id")), server=server)
 
 
 async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> None:
@@ -77,8 +81,10 @@ async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> N
         pass  # the first real question will tell
 
 
-async def takes_ids(client: HttpClient, model: str) -> IdSupport:
+async def takes_ids(client: HttpClient, model: str, server: str | None) -> IdSupport:
     """Ask for one token of a prompt of three: does the server take token ids as they are, and give ids back?
+
+    A server (see :class:`Served`) of which it is not known what its fields mean gets none.
 
     Raises EngineError if the server cannot be asked at all.
     """
@@ -90,19 +96,32 @@ async def takes_ids(client: HttpClient, model: str) -> IdSupport:
         answer = await client.post("/completions", body)
         choice = answer["choices"][0]
         if not isinstance(choice.get("token_ids"), list):
-            return IdSupport(False, "it answers without token ids (return_token_ids is ignored)")
+            return IdSupport(why_not="it answers without token ids (return_token_ids is ignored)")
         read = (answer.get("usage") or {}).get("prompt_tokens", len(PROBE))
         if read != len(PROBE) or choice.get("prompt_token_ids", PROBE) not in (PROBE, None):
-            return IdSupport(False, f"it makes {read} tokens of a prompt of {len(PROBE)}")
+            return IdSupport(why_not=f"it makes {read} tokens of a prompt of {len(PROBE)}")
     except FinalError as error:
         if error.status in (401, 403):
             raise EngineError(f"{client.base_url} refuses the key: {error.message}", "give --api-key") from error
-        return IdSupport(False, f"it refuses them ({error.message})")
+        return IdSupport(why_not=f"it refuses them ({error.message})")
     except (KeyError, IndexError, TypeError, AttributeError):
-        return IdSupport(False, "its /completions sends no completion")
+        return IdSupport(why_not="its /completions sends no completion")
     except TransientError as error:
         raise EngineError(f"{client.base_url} does not answer: {error.message}", "is it running?") from error
-    return IdSupport(True)
+    if server not in BY_IDS:
+        named = f"it says that it is '{server}'" if server else "it does not say what server it is"
+        known = " and ".join(BY_IDS)
+        return IdSupport(why_not=f"{named}, and only of {known} is it known what the fields beside the ids mean")
+    return IdSupport(server)
+
+
+def one_for_all(supports: Sequence[IdSupport]) -> IdSupport:
+    """Return how all of a model's servers take token ids: those that share the questions are asked alike."""
+    refusal = next((support for support in supports if support.taken_as is None), None)
+    if refusal is not None or len({support.taken_as for support in supports}) == 1:
+        return refusal or supports[0]
+    kinds = ", ".join(sorted({str(support.taken_as) for support in supports}))
+    return IdSupport(why_not=f"the servers are of different kinds ({kinds})")
 
 
 def is_nearby(base_url: str) -> bool:
