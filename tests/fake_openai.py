@@ -30,6 +30,8 @@ class FakeServer:
 
     fault: Fault | None = None
     latency: float = 0.0
+    places: int | None = None  # what comes beyond them is refused with a 429
+    refused: int = 0
     asked: Counter[str] = field(default_factory=Counter)  # question -> requests received
     bodies: list[dict[str, object]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -48,6 +50,9 @@ class FakeServer:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if self.places is not None and self.in_flight >= self.places:
+            self.refused += 1
+            return error(429, headers={"Retry-After": "0.1"})
         question = body["messages"][-1]["content"].split("\n")[0]
         self.asked[question] += 1
         self.bodies.append(body)

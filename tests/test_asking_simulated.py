@@ -338,11 +338,12 @@ def test_an_adaptive_window_finds_what_a_server_bears() -> None:
     count, latency = 3000, 1.0
     server = Limited(World([[(latency, "good")]] * count))
     ended = Ended()
-    asker = Asker(ENGINE, [Endpoint(server)], window=AdaptiveWindow(512))
 
     async def main() -> float:
+        clock = asyncio.get_running_loop().time
+        asker = Asker(ENGINE, [Endpoint(server)], window=AdaptiveWindow(512, clock=clock))
         await asker.ask_all(requests(count), ended.answered, ended.failed)
-        return asyncio.get_running_loop().time()
+        return clock()
 
     random.seed(1)
     seconds = virtual_time.run(main())

@@ -19,7 +19,11 @@ from fake_openai import FakeServer, serving
 from stored_runs import Row, Run, changed, numbered, write_opencompass, write_run
 
 from evalswap.cli import main
+from evalswap.comparing.pairing import Pairing
 from evalswap.comparing.records import DIFFERENCE_CLASSES
+from evalswap.comparing.running import Rerunner
+from evalswap.errors import EvalswapError
+from evalswap.evaluation import RunOptions
 
 HOSTILE = "\x1b[31m[bold]x[/] </script><script>alert(1)</script> | \x00 \u202e $x_1$ \ud800"
 
@@ -231,7 +235,14 @@ def test_hostile_text_of_another_tool_is_only_text(tmp_path: Path, compare: Any)
         ([".", ".", "--limit", "3"], "--limit is for engines to run"),
         ([".", ".", "-w", "elsewhere"], "--work-dir is for engines to run"),
         ([".", ".", "--pad-token-id", "0"], "--pad-token-id is for engines to run"),
+        ([".", ".", "--api-in-flight", "5"], "--api-in-flight is for engines to run"),
+        ([".", ".", "--no-warm"], "--no-warm is for engines to run"),
+        ([".", ".", "--hang-timeout", "5"], "--hang-timeout is for engines to run"),
         (["eval.py", "-a", "hf,vllm", "--engine-args", "sglang.x=1"], "whose flag is it"),
+        (
+            ["eval.py", "-a", "hf,llamacpp,openai", "--engine-python", "x"],
+            "name what runs each: EVALSWAP_TRANSFORMERS_PYTHON, EVALSWAP_LLAMACPP_SERVER",
+        ),
     ],
 )
 def test_wrong_words_are_explained(compare: Any, words: Sequence[str], message: str) -> None:
@@ -300,6 +311,64 @@ def test_two_servers_that_answer_the_same_are_compared(tmp_path: Path, compare: 
     assert (found.against["compared"], found.against["identical"]) == (12, 12)
     proven = compare(*runs, "--prove", "4")
     assert "Wiring proof: skipped: the server was started by somebody else" in proven.screen
+
+
+def hf_words(*words: object) -> list[object]:
+    return ["--hf-path", "some/model", "--datasets", "demo", "--limit", 4, *words]
+
+
+def test_an_engine_that_fails_is_named_and_a_lone_reference_is_no_comparison(compare: Any) -> None:
+    """The server is the reference, and its options are no other engine's."""
+    with serving(FakeServer()) as server:
+        found = compare(*hf_words("-a", "openai,vllm", "--api-base", server.url, "--api-model", "demo"))
+        assert found.code == 1
+        assert sum(server.asked.values()) == 4
+    assert "only the reference could be run" in found.screen
+    assert "vllm is not compared: " in found.screen
+    assert "some/model" in found.screen
+
+
+def test_a_reference_that_fails_ends_the_comparison(compare: Any, tmp_path: Path) -> None:
+    found = compare(*hf_words("-a", "openai,vllm", "--api-base", "http://127.0.0.1:9"))
+    assert found.code == 1
+    assert "no server answers at http://127.0.0.1:9/v1" in found.screen
+    assert "only the reference" not in found.screen
+    assert "vllm" not in found.screen
+
+
+@pytest.mark.parametrize(
+    ("words", "warm", "seconds"), [([], True, None), (["--no-warm"], False, None), (["--hang-timeout", 77], True, 77)]
+)
+def test_engines_are_started_and_watched_as_told(
+    words: list[object], warm: bool, seconds: float | None, compare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[RunOptions] = []
+
+    class NoEvaluation:
+        def __init__(self, experiment: Any, plans: Any, options: RunOptions, *_: Any) -> None:
+            made.append(options)
+
+        def run(self) -> int:
+            raise EvalswapError("not here")
+
+    monkeypatch.setattr("evalswap.evaluation.Evaluation", NoEvaluation)
+    assert "not here" in compare(*hf_words("-a", "hf,vllm", *words)).screen
+    assert [(options.warm, options.hang_seconds) for options in made] == [(warm, seconds)]
+
+
+def test_what_proves_more_about_finished_runs_is_started_as_told(
+    tmp_path: Path, compare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[bool, float | None]] = []
+
+    def samples(self: Rerunner, pairing: Pairing, rows: int) -> dict[Any, str]:
+        made.append((self.warm, self.hang_seconds))
+        return {}
+
+    monkeypatch.setattr(Rerunner, "samples", samples)
+    runs = _pair(tmp_path / "work", {})
+    assert compare(*runs, "--prove", 2, "--no-warm", "--hang-timeout", 7).code == 0
+    assert made == [(False, 7)]
 
 
 @pytest.mark.e2e

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
-from evalswap.comparing.outputs import Side
+from evalswap.comparing.outputs import Output, Side
 from evalswap.comparing.pairing import Pairing
-from evalswap.comparing.running import Rerunner
+from evalswap.comparing.running import Planned, Rerunner
+from evalswap.config.experiment import Experiment
 from evalswap.errors import EvalswapError
 from evalswap.plan import ModelPlan
 from evalswap.prompting.tokenizer_process import TokenizerProcess
@@ -55,3 +57,24 @@ def test_a_float32_sample_leaves_the_choice_of_kernels_to_the_engine(
     (plan,) = asked
     assert plan.launch is not None
     assert (plan.launch.dtype, dict(plan.launch.engine_args)) == ("float32", {"max_num_seqs": 7})
+
+
+def test_one_engine_of_three_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = {"transformers": True, "vllm": False, "sglang": True}
+
+    def run(self: Rerunner, experiment: Any, plans: Any, work: Path, limit: int | None) -> list[Side]:
+        found = side(work, work.name)
+        if answered[work.name]:
+            found.outputs[0] = Output(0, "", "", None, None, "", "", 0, None, 0.0)
+        return [found]
+
+    monkeypatch.setattr(Rerunner, "run", run)
+    planned = [Planned(engine, cast(Experiment, None), (), tmp_path / engine) for engine in answered]
+    rerunner = Rerunner(Console(file=io.StringIO()), 0.0, TokenizerProcess())
+    runs, notes = rerunner.run_engines(planned, limit=None)
+    assert [found.engine for (found,) in runs] == ["transformers", "sglang"]
+    assert notes == ["vllm is not compared: no question was answered"]
+    answered["transformers"] = False
+    other = [dataclasses.replace(each, work=tmp_path / "again" / each.engine) for each in planned]
+    with pytest.raises(EvalswapError, match="no question was answered"):
+        rerunner.run_engines(other, limit=None)

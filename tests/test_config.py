@@ -481,6 +481,18 @@ def test_an_installed_opencompass_is_read_but_never_imported(write: Write, tmp_p
     assert load(file)["rare_datasets"] == ["installed"]  # whatever the caller has there
 
 
+def test_names_of_an_installed_opencompass_come_last(write: Write, tmp_path: Path, monkeypatch: Any) -> None:
+    configs = "site/opencompass/configs"
+    write("site/opencompass/__init__.py", "raise RuntimeError('imported')")
+    write(f"{configs}/models/rare/hf_rare.py", f"models = [{ {**MODEL, 'abbr': 'rare'}!r}]")
+    write(f"{configs}/datasets/demo/demo_gen.py", "demo_datasets = []")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    refused(lambda: from_names(["hf_rare"], ["demo"], None, None, ConfigLoader()))
+    found = from_names(["hf_rare"], ["demo"], None, None, ConfigLoader(installed=True))
+    assert [model.abbr for model in found.models] == ["rare"]
+    assert [dataset.abbr for dataset in found.datasets] == ["demo"]  # the bundle first
+
+
 def test_a_circle_is_named(write: Write) -> None:
     write("b.py", "from .c import z")
     write("c.py", "\nfrom .a import x")

@@ -343,7 +343,7 @@ def test_what_throttles_a_server_of_ones_own_is_said(command: Command) -> None:
         config = command.config(server, window=2)
         code, output = command.run(config)
         assert code == 0
-        assert "hint: at most 2 requests are in flight (batch_size or max_workers)" in output
+        assert "hint: at most 2 requests are in flight (batch_size, max_workers or --api-in-flight)" in output
         assert server.most_in_flight <= 2
         config.write_text(config.read_text().replace("query_per_second=None", "query_per_second=1"))
         process = command.start("run", config, "-w", command.folder / "slow")
@@ -417,6 +417,93 @@ def test_swapping_to_an_api_without_model_files(command: Command) -> None:
     assert "template applied by the server" in output
     assert sum(server.asked.values()) == 4
     assert server.bodies[0]["temperature"] == 0.0
+
+
+MANY = """
+from mmengine.config import read_base
+from opencompass.models import HuggingFacewithChatTemplate
+
+with read_base():
+    from .datasets.demo.demo_gen import demo_datasets
+
+models = [dict(type=HuggingFacewithChatTemplate, abbr='m-hf', path='demo')]
+demo = demo_datasets[0]
+datasets = []
+for number in range(10):  # the same questions, with room for longer answers: none is another's
+    infer_cfg = dict(demo['infer_cfg'], inferencer=dict(demo['infer_cfg']['inferencer'], max_out_len=100 + number))
+    datasets.append(dict(demo, abbr=f'demo-{number}', infer_cfg=infer_cfg))
+"""
+
+
+@pytest.fixture
+def many(command: Command) -> Path:
+    """A HuggingFace model and ten times the demo's questions."""
+    path = command.folder / "many.py"
+    path.write_text(MANY)
+    return path
+
+
+def test_a_server_of_ones_own_gets_as_many_requests_as_it_bears(command: Command, many: Path) -> None:
+    with serving(FakeServer(latency=0.5)) as server:
+        code, output = command.run(many, "-a", "openai", "--api-base", server.url)
+    assert code == 0, output
+    assert sum(server.asked.values()) == 10 * QUESTIONS
+    assert server.most_in_flight > 2 * 64  # with which it begins
+    assert "hint:" not in output
+
+
+def test_a_server_that_limits_what_it_takes_loses_nothing(command: Command, many: Path) -> None:
+    with serving(FakeServer(latency=0.5, places=96)) as server:
+        code, output = command.run(many, "-a", "openai", "--api-base", server.url)
+    assert code == 0, output
+    assert server.refused > 0  # it was tried
+    assert 64 < server.most_in_flight <= 96
+    assert sum(server.asked.values()) == 10 * QUESTIONS
+    assert command.manifest()["status"] == "complete"
+
+
+def test_the_most_in_flight_is_the_users(command: Command, many: Path) -> None:
+    with serving(FakeServer(latency=0.01)) as server:
+        words = ("-a", "openai", "--api-base", server.url, "--limit", "8")
+        code, output = command.run(many, *words, "--api-in-flight", "3")
+        assert code == 0, output
+        assert server.most_in_flight == 3
+        assert "hint: at most 3 requests are in flight" in output
+        # An API model's own number comes second.
+        server.most_in_flight = 0
+        code, output = command.run(command.config(server, window=16), "--limit", "30", "--api-in-flight", "5")
+        assert code == 0, output
+        assert server.most_in_flight == 5
+        assert re.search(r"batch_size=16 +│ 5 requests in flight +│ --api-in-flight 5 comes first", output)
+
+
+def test_several_servers_share_the_work(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("run", "--hf-path", "some/model", "--datasets", "demo", "-a", "openai", "--api-model", "demo")
+    with serving(FakeServer(latency=0.05)) as one, serving(FakeServer(latency=0.05)) as two:
+        both = f"{one.url}, {two.url}/chat/completions,{one.url}"
+        code, output = command(*words, "-w", command.work, "--api-base", both)
+        assert code == 0, output
+        assert f"{one.url}, {two.url} gets messages" in output
+        assert sum(one.asked.values()) + sum(two.asked.values()) == QUESTIONS
+        assert min(sum(one.asked.values()), sum(two.asked.values())) > QUESTIONS / 4
+        # One that is not there costs nothing.
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:9,{one.url}")
+        code, output = command(*words, "-w", command.folder / "other")
+        assert code == 0, output
+        assert "no server answers at http://127.0.0.1:9/v1" in output
+        assert "going on with the others" in output
+
+
+def test_addresses_that_are_none(command: Command) -> None:
+    words = ("run", "--hf-path", "some/model", "--datasets", "demo", "-a", "openai")
+    for given, wrong in (("http://a,b:8000", "b:8000"), (",", ",")):
+        code, output = command(*words, "--api-base", given)
+        assert code == 2
+        assert f"not an http address: '{wrong}'" in output
+    code, output = command("run", "--hf-path", "some/model", "--datasets", "demo", "--api-base", "http://a")
+    assert code == 2
+    assert "--api-base is about a server that runs already" in output
+    assert "add -a openai" in output
 
 
 def test_a_base_model_is_never_sent_to_a_chat_template(command: Command) -> None:

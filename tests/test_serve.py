@@ -242,7 +242,7 @@ def free_port() -> int:
     [
         (["--hf-path", "/no/such/model", "-a", "toy"], 1, "model folder not found: /no/such/model"),
         (["--hf-path", "{model}", "-a", "toi"], 2, "did you mean 'toy'?"),
-        (["--hf-path", "{model}", "-a", "openai", "--api-base", "http://127.0.0.1:1/v1"], 2, "nothing to serve"),
+        (["--hf-path", "{model}", "-a", "OpenAI"], 2, "-a openai: somebody else runs its server"),
         (["--hf-path", "{model}", "-a", "toy", "--engine-python", "/no/python"], 1, "no such interpreter"),
         (["--hf-path", "{model}", "-a", "toy", "--only", "tiny"], 2, "did you mean 'tiny-toy'?"),
         (["--hf-path", "{model}", "-a", "toy", "--host", "192.0.2.1"], 1, "give --host an address of this machine"),

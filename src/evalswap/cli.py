@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 
 from evalswap import __version__
-from evalswap.commands import check, compare, engines, run, serve
+from evalswap.commands import check, compare, engines, report, run, serve
 from evalswap.commands.arguments import Parser
 from evalswap.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EvalswapError
 
-COMMANDS = (run, check, serve, engines, compare)
+COMMANDS = (run, check, serve, engines, compare, report)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from evalswap.commands.arguments import positive
-from evalswap.commands.selection import add_engine, add_selection, plan_models
+from evalswap.commands.selection import add_engine, add_selection, add_server, add_summarizer, plan_models
 from evalswap.errors import EXIT_FAILED, EXIT_OK, EvalswapError
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ def add(commands: Any) -> None:
     )
     check.set_defaults(function=_check)
     add_selection(check)
+    add_summarizer(check)
     check.add_argument("-a", "--accelerator", metavar="ENGINE", help="move HuggingFace models to this engine")
     check.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each dataset")
     check.add_argument("--json", action="store_true", help="print the result as JSON")
     check.add_argument("--debug", action="store_true", help="show tracebacks")
     add_engine(check)
+    add_server(check)
 
 
 def _check(arguments: argparse.Namespace, console: Console) -> int:

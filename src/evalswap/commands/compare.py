@@ -1,7 +1,4 @@
-"""``evalswap compare``: run engines, or read finished runs, and say whether the score is the same.
-
-``evalswap report``: finished runs as one HTML page.
-"""
+"""``evalswap compare``: run engines, or read finished runs, and say whether the score is the same."""
 
 from __future__ import annotations
 
@@ -12,25 +9,32 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalswap.commands.arguments import positive
-from evalswap.commands.selection import HF_OPTIONS, add_engine, add_selection, plan_models
-from evalswap.errors import EXIT_FAILED, EXIT_OK, ConfigError, EvalswapError
+from evalswap.commands.arguments import points, positive
+from evalswap.commands.report import PAGE_NAME
+from evalswap.commands.selection import (
+    HF_OPTIONS,
+    SERVER_OPTIONS,
+    add_engine,
+    add_running,
+    add_selection,
+    add_server,
+    add_summarizer,
+    option_of,
+    plan_models,
+    work_dir_of,
+)
+from evalswap.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from evalswap.comparing.outputs import Side
-    from evalswap.comparing.pairing import Key
     from evalswap.comparing.records import Comparison
-    from evalswap.comparing.running import Rerunner, Sample
+    from evalswap.comparing.running import Planned
 
-    _About = tuple[Key, str]  # a run's model, and a dataset
-
-DEFAULT_WORK_DIR = "outputs/default"
-REFERENCE = "transformers"
 PROOF_ROWS = 32
-PAGE_NAME = "report.html"
-OF_ENGINES = ("work_dir", "limit", "engine_args", "engine_python", "api_base", "api_model", *HF_OPTIONS)
+# What only a config's runs can obey; the runs that prove more about finished ones read the rest from their folders.
+OF_ENGINES = ("work_dir", "limit", "engine_args", "engine_python", *SERVER_OPTIONS, *HF_OPTIONS)
 FAILING = {"different": ("different",), "not-equivalent": ("different", "inconclusive")}
 
 
@@ -43,12 +47,12 @@ def add(commands: Any) -> None:
     )
     compare.set_defaults(function=_compare)
     add_selection(compare)
+    add_summarizer(compare)
     compare.add_argument("runs", nargs="*", type=Path, metavar="RUN",
                          help="run folders instead of a config, the reference first; OpenCompass's too")  # fmt: skip
     compare.add_argument("-a", "--accelerators", metavar="ENGINE,ENGINE", help="the engines, the reference first")
-    compare.add_argument("-w", "--work-dir", type=Path, help=f"where runs go (default: {DEFAULT_WORK_DIR})")
-    compare.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each dataset")
-    compare.add_argument("--margin", type=_points, default=1.0, metavar="POINTS",
+    add_running(compare)
+    compare.add_argument("--margin", type=points, default=1.0, metavar="POINTS",
                          help="how far scores may lie apart and still be equivalent (default: 1)")  # fmt: skip
     compare.add_argument("--common-rows", action="store_true", help="compare runs of other rows on those in both")
     compare.add_argument("--prove", nargs="?", type=positive, const=PROOF_ROWS, metavar="N",
@@ -75,34 +79,13 @@ def add(commands: Any) -> None:
     )
     compare.add_argument("--debug", action="store_true", help="show tracebacks")
     add_engine(compare)
-
-    report = commands.add_parser("report", help="show finished runs as one HTML page that needs no network")
-    report.set_defaults(function=_report)
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is the reference")
-    report.add_argument("--margin", type=_points, default=1.0, metavar="POINTS")
-    report.add_argument("--common-rows", action="store_true", help="compare runs of other rows on those in both")
-    report.add_argument("-o", "--out", type=Path, metavar="FILE", help=f"default: {PAGE_NAME} in the last run's folder")
-    report.add_argument("--open", action="store_true", help="open it in the browser")
-    report.add_argument("--debug", action="store_true", help="show tracebacks")
-
-
-def _points(text: str) -> float:
-    try:
-        points = float(text)
-    except ValueError:
-        points = 0.0
-    if not 0 < points < 100:
-        raise argparse.ArgumentTypeError("points between 0 and 100 are wanted")
-    return points
-
-
-# ---- compare
+    add_server(compare)
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:
-    from evalswap.comparing.comparison import Evidence, compare_runs
+    from evalswap.comparing.comparison import compare_runs
     from evalswap.comparing.forcing import ReferenceLogprobs
-    from evalswap.comparing.running import Rerunner, proof_of, transformers_plan
+    from evalswap.comparing.running import Rerunner, transformers_plan
     from evalswap.prompting.tokenizer_process import TokenizerProcess
     from evalswap.redaction import Redactor
     from evalswap.reporting.comparison_table import show_comparison
@@ -112,26 +95,29 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
 
     secrets = (arguments.api_key,) if arguments.api_key else ()
     by_config = _is_config(arguments)
+    rows = 0 if arguments.no_prove else arguments.prove or (PROOF_ROWS if by_config else 0)
     with TokenizerProcess() as tokenizers:
-        rerunner = Rerunner(console, arguments.began, tokenizers, secrets)
+        rerunner = Rerunner(
+            console, arguments.began, tokenizers, secrets, arguments.hang_timeout, warm=not arguments.no_warm
+        )
         if by_config:
             tokenizers.begin()  # its import goes on beside all that follows
-            runs, notes = _run_engines(arguments, rerunner)
+            runs, notes = rerunner.run_engines(_planned(arguments), arguments.limit)
         else:
-            runs, notes = _read_runs(arguments), []
-        samples, noise, noise_notes = _run_more(arguments, runs, rerunner, by_config)
+            runs, notes = _read_runs(arguments, asked=bool(rows or arguments.noise_floor)), []
+        beside = rerunner.run_beside(runs, proof_rows=rows, noise_floor=arguments.noise_floor)
+    beside.notes[:0] = notes
     explain = by_config if arguments.explain is None else arguments.explain
     work = runs[0][0].folder.parent
     plan_of = transformers_plan if explain else None
     # Only now, when no other engine runs: the worker that it may start needs memory of its own.
     with ReferenceLogprobs(work, plan_of, say=say, redact=Redactor(secrets)) as explainer:
-        proofs = {about: proof_of(sample, explainer) for about, sample in samples.items()}
         comparison = compare_runs(
             runs,
             margin=arguments.margin,
             common_only=arguments.common_rows,
             explainer=explainer,
-            evidence=Evidence(proofs, noise, (*notes, *noise_notes)),
+            evidence=beside.evidence(explainer),
         )
     show_comparison(console, comparison)
     out = arguments.out or (work / f"compare_{datetime.now():%Y%m%d_%H%M%S}" if by_config else None)
@@ -153,44 +139,35 @@ def _is_config(arguments: argparse.Namespace) -> bool:
     return by_config
 
 
-def _read_runs(arguments: argparse.Namespace) -> list[list[Side]]:
+def _read_runs(arguments: argparse.Namespace, *, asked: bool) -> list[list[Side]]:
+    """Read finished runs; ``asked``: more is run to prove something about them."""
     from evalswap.comparing.sides import read_sides
 
     paths = [path for path in (arguments.config, *arguments.runs) if path is not None]
     if not paths:
         raise ConfigError("nothing to compare", "give a config and -a hf,vllm, or two run folders")
-    for name in OF_ENGINES:
-        if getattr(arguments, name) is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} is for engines to run; these runs are finished")
+    for name in (*OF_ENGINES, *(() if asked else ("no_warm", "hang_timeout"))):
+        value = getattr(arguments, name)
+        if value is not None and value is not False:
+            raise ConfigError(f"{option_of(name)} is for engines to run; these runs are finished")
     return [read_sides(path) for path in paths]
 
 
-def _run_engines(arguments: argparse.Namespace, rerunner: Rerunner) -> tuple[list[list[Side]], list[str]]:
-    """Run the config on each engine; one that fails is noted, unless it is the reference."""
+def _planned(arguments: argparse.Namespace) -> list[Planned]:
+    """Plan the config for each engine, before any of them is run."""
+    from evalswap.comparing.running import Planned
+
     engines = _engines(arguments.accelerators)
-    planned = [(engine, *plan_models(_for_engine(arguments, engine, engines))) for engine in engines]
-    runs, notes = [], []
-    for number, (engine, experiment, plans) in enumerate(planned):
-        work = arguments.work_dir or Path(experiment.work_dir or DEFAULT_WORK_DIR)
-        try:
-            sides = rerunner.run(experiment, plans, work, arguments.limit)
-            answered = [side for side in sides if side.outputs]
-            if not answered:
-                problems = {str(side.record.get("error") or "no question was answered") for side in sides}
-                raise EvalswapError("; ".join(sorted(problems)))
-        except EvalswapError as error:
-            if number == 0:
-                raise
-            notes.append(f"{engine} is not compared: {error.message}")
-            continue
-        runs.append(answered)
-    if len(runs) < 2:
-        raise EvalswapError("only the reference could be run", "; ".join(notes))
-    return runs, notes
+    _refuse_one_python(arguments, engines)
+    planned = []
+    for engine in engines:
+        experiment, plans = plan_models(_for_engine(arguments, engine, engines))
+        planned.append(Planned(engine, experiment, plans, work_dir_of(arguments, experiment)))
+    return planned
 
 
 def _engines(names: str | None) -> list[str]:
-    from evalswap.engines.registry import canonical_name
+    from evalswap.engines.registry import REFERENCE, canonical_name
 
     if not names:
         raise ConfigError("which engines shall be compared?", "name them: -a hf,vllm")
@@ -202,8 +179,22 @@ def _engines(names: str | None) -> list[str]:
     return engines
 
 
+def _refuse_one_python(arguments: argparse.Namespace, engines: Sequence[str]) -> None:
+    from evalswap.engines.registry import REMOTE, managed_engine
+    from evalswap.serving.environments import interpreter_variable, program_variable
+
+    if arguments.engine_python:
+        started = [managed_engine(name) for name in engines if name != REMOTE]
+        variables = [(program_variable if each.program else interpreter_variable)(each.name) for each in started]
+        raise ConfigError(
+            "--engine-python: compare starts several engines", f"name what runs each: {', '.join(variables)}"
+        )
+
+
 def _for_engine(arguments: argparse.Namespace, engine: str, engines: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of ``evalswap run`` for one of the engines: its own flags are ENGINE.NAME=VALUE."""
+    from evalswap.engines.registry import REMOTE
+
     own = copy.copy(arguments)
     own.accelerator = engine
     own.engine_args = {}
@@ -218,35 +209,10 @@ def _for_engine(arguments: argparse.Namespace, engine: str, engines: Sequence[st
             )
         if owner == engine:
             own.engine_args[name] = value
-    if arguments.engine_python:
-        raise ConfigError(
-            "--engine-python: compare starts several engines", f"name it in EVALSWAP_{engines[-1].upper()}_PYTHON"
-        )
+    if engine != REMOTE and REMOTE in engines:
+        for name in SERVER_OPTIONS:
+            setattr(own, name, None)
     return own
-
-
-def _run_more(
-    arguments: argparse.Namespace, runs: Sequence[Sequence[Side]], rerunner: Rerunner, by_config: bool
-) -> tuple[dict[_About, Sample], dict[_About, Side], list[str]]:
-    """Run what proves more than the runs themselves: float32 samples, and the reference at another batch size."""
-    from evalswap.comparing.pairing import key_of, pair_up
-
-    rows = 0 if arguments.no_prove else arguments.prove or (PROOF_ROWS if by_config else 0)
-    samples: dict[_About, Sample] = {}
-    noise: dict[_About, Side] = {}
-    notes: list[str] = []
-    sampled: set[Key] = set()
-    for pairing in pair_up(runs)[0] if rows or arguments.noise_floor else ():
-        reference, dataset = pairing.reference, pairing.reference.dataset
-        if rows and key_of(reference) not in sampled:  # on the first dataset: the others go the same way
-            sampled.add(key_of(reference))
-            samples |= {(key, dataset): sample for key, sample in rerunner.samples(pairing, rows).items()}
-        if arguments.noise_floor:
-            try:
-                noise[key_of(reference), dataset] = rerunner.noise(reference)
-            except EvalswapError as error:
-                notes.append(f"no noise floor of {reference.model}: {error.message}")
-    return samples, noise, notes
 
 
 def _write(comparison: Comparison, out: Path) -> Path:
@@ -263,27 +229,3 @@ def _exit_code(fail_on: str | None, comparison: Comparison, *, complete: bool) -
     if fail_on and verdicts & set(FAILING[fail_on]):
         return EXIT_FAILED
     return EXIT_OK if complete else EXIT_FAILED
-
-
-# ---- report
-
-
-def _report(arguments: argparse.Namespace, console: Console) -> int:
-    from evalswap.comparing.comparison import alone, compare_runs
-    from evalswap.comparing.forcing import ReferenceLogprobs
-    from evalswap.comparing.sides import read_sides
-    from evalswap.reporting.page import write
-
-    runs = [read_sides(path) for path in arguments.runs]
-    if len(runs) == 1 and len({side.model for side in runs[0]}) == 1:
-        comparison = alone(runs[0])
-    else:
-        known = ReferenceLogprobs(runs[0][0].folder.parent)
-        comparison = compare_runs(runs, margin=arguments.margin, common_only=arguments.common_rows, explainer=known)
-    path = write(comparison, arguments.out or runs[-1][0].folder / PAGE_NAME)
-    console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
-    if arguments.open:
-        import webbrowser
-
-        webbrowser.open(path.resolve().as_uri())
-    return EXIT_OK

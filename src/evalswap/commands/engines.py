@@ -45,11 +45,13 @@ def _engine_python(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _install(arguments: argparse.Namespace, console: Console) -> int:
+    from evalswap.engines.registry import canonical_name
     from evalswap.serving.environments import install
 
     def echo(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    found = install(arguments.engine, arguments.pip_args, echo, reinstall=arguments.reinstall, python=arguments.python)
+    engine = canonical_name(arguments.engine)
+    found = install(engine, arguments.pip_args, echo, reinstall=arguments.reinstall, python=arguments.python)
     echo(f"{found.engine} {found.version} ({found.device}) is ready: {found.path}")
     return EXIT_OK

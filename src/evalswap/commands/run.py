@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalswap.commands.arguments import positive
-from evalswap.commands.selection import add_engine, add_selection, plan_models
+from evalswap.commands.selection import (
+    add_engine,
+    add_running,
+    add_selection,
+    add_server,
+    add_summarizer,
+    plan_models,
+    work_dir_of,
+)
 from evalswap.errors import EXIT_OK, EvalswapError
 
 if TYPE_CHECKING:
@@ -17,8 +23,6 @@ if TYPE_CHECKING:
     from evalswap.config.experiment import Experiment
     from evalswap.plan import ModelPlan
     from evalswap.prompting.tokenizer_process import TokenizerProcess
-
-DEFAULT_WORK_DIR = "outputs/default"
 
 
 def add(commands: Any) -> None:
@@ -29,20 +33,17 @@ def add(commands: Any) -> None:
     )
     run.set_defaults(function=_run)
     add_selection(run)
+    add_summarizer(run)
     run.add_argument("-a", "--accelerator", metavar="ENGINE", help="move HuggingFace models to this engine")
-    run.add_argument("-w", "--work-dir", type=Path, help=f"where results go (default: {DEFAULT_WORK_DIR})")
+    add_running(run)
     run.add_argument("-m", "--mode", choices=("all", "infer", "eval", "viz"), default="all",
                      help="all, only ask, only score, or only show the summary")  # fmt: skip
     run.add_argument("-r", "--reuse", nargs="?", const="latest", metavar="TIMESTAMP",
                      help="go on in an earlier run's folder (the latest, or TIMESTAMP)")  # fmt: skip
-    run.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each dataset")
     run.add_argument("--dry-run", action="store_true", help="print the plan and the translation, start nothing")
     run.add_argument("--debug", action="store_true", help="show tracebacks")
     add_engine(run)
-    run.add_argument("--no-warm", action="store_true", help="start an engine, even if `evalswap serve` keeps one")
-    run.add_argument("--hang-timeout", type=positive, metavar="SECONDS",
-                     help="restart an engine after so long without an answer or any other progress "
-                     "(default: 600 on a GPU, 1800 on a CPU, and more for long answers)")  # fmt: skip
+    add_server(run)
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
@@ -65,9 +66,8 @@ def _run_with(tokenizers: TokenizerProcess, arguments: argparse.Namespace, conso
         console.print(f"the config's {names}: evalswap schedules by itself; not used", highlight=False)
     if arguments.dry_run:
         return _dry_run(experiment, plans, arguments, console)
-    work_dir = arguments.work_dir or Path(experiment.work_dir or DEFAULT_WORK_DIR)
     options = RunOptions(
-        work_dir=work_dir,
+        work_dir=work_dir_of(arguments, experiment),
         mode=arguments.mode,
         reuse=arguments.reuse,
         limit=arguments.limit,
@@ -84,12 +84,15 @@ def _dry_run(
     experiment: Experiment, plans: Sequence[ModelPlan], arguments: argparse.Namespace, console: Console
 ) -> int:
     from evalswap.engines.registry import managed_engine
+    from evalswap.evaluation import secrets_of
     from evalswap.inference.sampling_check import check_sampling
+    from evalswap.redaction import Redactor
     from evalswap.reporting.screens import show_plan
     from evalswap.serving.environments import find_engine
 
+    redact = Redactor(secrets_of(experiment, plans))
     for plan in plans:
-        show_plan(console, plan, [(dataset, None) for dataset in experiment.datasets])
+        show_plan(console, plan, [(dataset, None) for dataset in experiment.datasets], redact)
         check_sampling(plan, experiment.datasets)
         if plan.launch is None:
             continue

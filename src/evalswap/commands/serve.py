@@ -8,7 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from evalswap.commands.selection import add_engine, add_selection, plan_models
+from evalswap.commands.arguments import port
+from evalswap.commands.selection import SERVER_OPTIONS, add_engine, add_selection, plan_models
 from evalswap.errors import EXIT_OK, ConfigError, EngineError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ def add(commands: Any) -> None:
         help="keep an engine warm for later runs",
         description="Start an engine and keep it. Later runs of the same model with the same flags use it.",
     )
-    serve.set_defaults(function=_serve)
+    # What other commands have for summaries and for somebody else's servers means nothing here.
+    serve.set_defaults(function=_serve, summarizer=None, **dict.fromkeys(SERVER_OPTIONS))
     add_selection(serve)
     serve.add_argument("-a", "--accelerator", metavar="ENGINE", help="serve HuggingFace models on this engine")
     serve.add_argument("--only", metavar="ABBR", help="which model, where the config has several")
-    serve.add_argument("--port", type=_port, metavar="N", help="listen on this port (default: a free one)")
+    serve.add_argument("--port", type=port, metavar="N", help="listen on this port (default: a free one)")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                        help="listen on this address (default: 127.0.0.1, this machine alone)")  # fmt: skip
     serve.add_argument("--detach", action=argparse.BooleanOptionalAction, default=False,
@@ -83,8 +85,12 @@ def _keep(arguments: argparse.Namespace, console: Console) -> int:
 
 def _one_model(arguments: argparse.Namespace) -> tuple[Experiment, ModelPlan]:
     """Return the one model that shall be served. Raises ConfigError if that is not clear."""
+    from evalswap.engines.registry import REMOTE, canonical_name
+
     if arguments.config is None and not arguments.datasets:
         arguments.datasets, arguments.any_dataset = [ANY_DATASET], True
+    if arguments.accelerator and canonical_name(arguments.accelerator) == REMOTE:
+        raise _not_started("-a openai")
     experiment, plans = plan_models(arguments)
     abbrs = [plan.abbr for plan in plans]
     if arguments.only is not None and arguments.only not in abbrs:
@@ -94,20 +100,24 @@ def _one_model(arguments: argparse.Namespace) -> tuple[Experiment, ModelPlan]:
     if len(chosen) > 1:
         raise ConfigError(f"one model can be served, the config has {len(abbrs)}", f"--only {' | '.join(abbrs)}")
     if chosen[0].launch is None:
-        raise ConfigError(
-            f"{chosen[0].abbr}: somebody else runs its server, so there is nothing to serve",
-            "choose an engine that evalswap starts, for example -a vllm",
-        )
+        raise _not_started(chosen[0].abbr)
     return experiment, chosen[0]
 
 
-def _longest_answer(arguments: argparse.Namespace, experiment: Experiment, plan: ModelPlan) -> int:
-    from evalswap.prompting.sampling import DEFAULT_MAX_OUT_LEN
+def _not_started(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what}: somebody else runs its server, so there is nothing to serve",
+        "choose an engine that evalswap starts, for example -a vllm",
+    )
 
-    of_model = plan.sampling.max_out_len or DEFAULT_MAX_OUT_LEN
+
+def _longest_answer(arguments: argparse.Namespace, experiment: Experiment, plan: ModelPlan) -> int:
+    from evalswap.prompting.sampling import max_new_tokens
+
     if getattr(arguments, "any_dataset", False):
-        return of_model
-    return max(dataset.infer_cfg.inferencer.max_out_len or of_model for dataset in experiment.datasets)
+        return max_new_tokens(plan.sampling, None)
+    datasets = experiment.datasets
+    return max(max_new_tokens(plan.sampling, dataset.infer_cfg.inferencer.max_out_len) for dataset in datasets)
 
 
 def _there_already(entry: Registration, up_path: str, console: Console) -> int:
@@ -169,10 +179,3 @@ def _detach(arguments: argparse.Namespace, console: Console) -> int:
         return end.code
     show_served(console, end.entry, end.seconds, exposed=end.entry.host not in LOOPBACK_HOSTS, detached=True)
     return EXIT_OK
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 65536:
-        raise argparse.ArgumentTypeError("a number from 1 to 65535 is wanted")
-    return number

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalswap.comparing.comparison import Explainer, wiring_proof
+from evalswap.comparing.comparison import Evidence, Explainer, wiring_proof
 from evalswap.comparing.outputs import Side
-from evalswap.comparing.pairing import Key, Pairing, key_of
+from evalswap.comparing.pairing import Key, Pairing, key_of, pair_up
 from evalswap.comparing.records import WiringProof
 from evalswap.comparing.sides import read_sides
 from evalswap.errors import ConfigError, EvalswapError
@@ -36,7 +36,7 @@ NO_FLOAT32: Mapping[str, str] = {
     "openai": "the server was started by somebody else, in its own dtype",
 }
 
-
+About = tuple[Key, str]  # a run's model, and a dataset
 Sample = tuple[Side, Side] | str  # in float32, the reference first; or why there is none
 
 
@@ -45,15 +45,82 @@ def proof_of(sample: Sample, explainer: Explainer) -> WiringProof:
     return WiringProof(0, 0, sample) if isinstance(sample, str) else wiring_proof(*sample, explainer)
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What is to be run on one of the engines that are compared."""
+
+    engine: str
+    experiment: Experiment
+    plans: Sequence[ModelPlan]
+    work: Path
+
+
+@dataclasses.dataclass
+class Beside:
+    """What was run beside the runs that are compared: float32 samples, and references at another batch size."""
+
+    samples: dict[About, Sample] = dataclasses.field(default_factory=dict)
+    noise: dict[About, Side] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def evidence(self, explainer: Explainer) -> Evidence:
+        """Return what all this proves."""
+        proofs = {about: proof_of(sample, explainer) for about, sample in self.samples.items()}
+        return Evidence(proofs, self.noise, tuple(self.notes))
+
+
 @dataclasses.dataclass
 class Rerunner:
-    """Runs sides again, otherwise. ``began`` is when the command started, seconds since the epoch."""
+    """Runs what a comparison needs. ``began`` is when the command started, seconds since the epoch."""
 
     console: Console
     began: float
     tokenizers: TokenizerProcess
     secrets: tuple[str, ...] = ()
+    hang_seconds: float | None = None  # as for ``RunOptions``
+    warm: bool = True
     _samples: dict[Key, Side] = dataclasses.field(default_factory=dict)  # in float32, by what they are samples of
+
+    def run_engines(self, planned: Sequence[Planned], limit: int | None) -> tuple[list[list[Side]], list[str]]:
+        """Run each engine; one that fails is left out and noted. Returns the runs that have answers, and the notes.
+
+        Raises EvalswapError if the first, the reference, fails, or all others do.
+        """
+        runs: list[list[Side]] = []
+        notes: list[str] = []
+        for wanted in planned:
+            try:
+                sides = self.run(wanted.experiment, wanted.plans, wanted.work, limit)
+                answered = [side for side in sides if side.outputs]
+                if not answered:
+                    problems = {str(side.record.get("error") or "no question was answered") for side in sides}
+                    raise EvalswapError("; ".join(sorted(problems)))
+            except EvalswapError as error:
+                if not runs:
+                    raise
+                notes.append(f"{wanted.engine} is not compared: {error.message}")
+            else:
+                runs.append(answered)
+        if len(runs) < 2:
+            raise EvalswapError("only the reference could be run", "; ".join(notes))
+        return runs, notes
+
+    def run_beside(self, runs: Sequence[Sequence[Side]], *, proof_rows: int, noise_floor: bool) -> Beside:
+        """Run what proves more than the runs themselves: ``proof_rows`` in float32, the reference's own noise."""
+        beside = Beside()
+        sampled: set[Key] = set()
+        for pairing in pair_up(runs)[0] if proof_rows or noise_floor else ():
+            reference, dataset = pairing.reference, pairing.reference.dataset
+            if proof_rows and key_of(reference) not in sampled:  # on the first dataset: the others go the same way
+                sampled.add(key_of(reference))
+                samples = self.samples(pairing, proof_rows)
+                beside.samples |= {(key, dataset): sample for key, sample in samples.items()}
+            if noise_floor:
+                try:
+                    beside.noise[key_of(reference), dataset] = self.noise(reference)
+                except EvalswapError as error:
+                    beside.notes.append(f"no noise floor of {reference.model}: {error.message}")
+        return beside
 
     def run(self, experiment: Experiment, plans: Sequence[ModelPlan], work: Path, limit: int | None) -> list[Side]:
         """Run an experiment in a new folder of ``work`` and return its sides.
@@ -65,7 +132,15 @@ class Rerunner:
 
         folder = RunFolder.create(work)
         try:
-            options = RunOptions(work_dir=work, reuse=folder.name, limit=limit, began=self.began, secrets=self.secrets)
+            options = RunOptions(
+                work_dir=work,
+                reuse=folder.name,
+                limit=limit,
+                hang_seconds=self.hang_seconds,
+                warm=self.warm,
+                began=self.began,
+                secrets=self.secrets,
+            )
             Evaluation(experiment, plans, options, self.console, self.tokenizers).run()
         except BaseException:
             if not any(folder.path.iterdir()):

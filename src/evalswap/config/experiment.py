@@ -13,6 +13,7 @@ from evalswap.config.specs import DatasetSpec, ModelSpec, parse_dataset, parse_m
 from evalswap.errors import ConfigError, did_you_mean
 
 # Names of other tools' configs that steer what evalswap does by itself: read, named once, not obeyed.
+MOST_SHOWN = 20  # names of a library that may have thousands
 IGNORED_NAMES = ("infer", "eval", "runner", "lark_bot_url", "max_num_workers")
 
 
@@ -125,7 +126,8 @@ def _matching(patterns: Sequence[str], folder: str, loader: ConfigLoader) -> lis
             continue
         hits = fnmatch.filter(names, pattern) or ([f"{pattern}_gen"] if f"{pattern}_gen" in names else [])
         if not hits:
-            near = did_you_mean(pattern, names) or f"known: {', '.join(sorted(names))}"
+            shown = ", ".join(sorted(names)[:MOST_SHOWN]) + (", …" if len(names) > MOST_SHOWN else "")
+            near = did_you_mean(pattern, names) or f"known: {shown}"
             raise ConfigError(f"--{folder} {pattern}: no config of that name", near)
         files.update({name: names[name] for name in hits})
     return list(files.values())

@@ -53,9 +53,13 @@ class ConfigImportError(ImportError):
 class ConfigLoader:
     """Executes config files, each at most once."""
 
-    def __init__(self, search: Sequence[Path] = ()) -> None:
-        """Search ``search`` (the user's folders) before the bundled library for files that are not relative."""
+    def __init__(self, search: Sequence[Path] = (), *, installed: bool = False) -> None:
+        """Search ``search`` (the user's folders) before the bundled library for files that are not relative.
+
+        ``installed``: :meth:`library_names` looks into an installed ``opencompass`` package too, as imports always do.
+        """
         self.roots = [*(folder.resolve() for folder in search), LIBRARY]
+        self._named = [*self.roots, *(_installed_configs() if installed else ())]
         self._modules: dict[Path, ConfigModule] = {}
         self._running: list[Path] = []
 
@@ -136,9 +140,9 @@ class ConfigLoader:
         )
 
     def library_names(self, folder: str) -> dict[str, Path]:
-        """Return name -> file of each config under ``folder`` ("datasets", …); the user's own win."""
+        """Return name -> file of each config under ``folder`` ("datasets", …); the user's own win, then the bundle."""
         names: dict[str, Path] = {}
-        for root in reversed(self.roots):
+        for root in reversed(self._named):
             for file in sorted((root / folder).rglob("[!_]*.py")):
                 names[file.stem] = file
         return names

@@ -44,8 +44,7 @@ class TypeName:
         return hash(self.dotted)
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
-        name = short_name(self)
-        raise TypeError(f"{self.dotted} is a name here: use it as dict(type={name}, ...), don't call it")
+        raise TypeError(f"{self.dotted} is a name here: use it as dict(type={short_name(self)}, ...), don't call it")
 
     def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type, ...]:
         """Let a config derive a class of its own; what it derives from is not here."""

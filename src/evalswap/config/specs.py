@@ -153,6 +153,7 @@ class OpenAI(ModelSpec):
     logprobs: bool | None = False
     top_logprobs: int | None = None
     temperature: float | None = Field(default=None, ge=0)
+    max_completion_tokens: int | None = Field(default=None, gt=0)
     tokenizer_path: str | None = None
     extra_body: dict[str, Any] | None = None
     verbose: bool = False

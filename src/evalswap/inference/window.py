@@ -7,7 +7,10 @@ another attempt holds no place.
 from __future__ import annotations
 
 import copy
+import math
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from evalswap.engines.base import EngineLoad
@@ -48,39 +51,74 @@ class FixedWindow(WindowControl):
 class AdaptiveWindow(WindowControl):
     """For servers that do not tell their load: slow start, then additive increase, multiplicative decrease.
 
-    One window's worth of outcomes is judged together (Chiu and Jain 1989 with a tolerance): services lose single
-    requests for reasons of their own, and to halve the window for each of them would starve a healthy server.
+    One window's worth of outcomes, a round, is judged together. It shrinks the window if many were bad (Chiu and Jain
+    1989 with a tolerance): services lose single requests for reasons of their own, and to halve the window for each of
+    them would starve a healthy server. Slow start doubles the window in a round. It ends with the first that brought
+    answers less than a quarter faster than the one before: a server at its limit that refuses nothing only makes its
+    queue longer. The quarter is that of BBR's "full pipe" (Cardwell et al. 2016), which waits for three such rounds.
     """
 
     FIRST = 16  # places at the start, unless given
     TROUBLED = 0.2  # share of bad outcomes from which the window is too large
     SHRINK = 0.7
+    FASTER = 1.25
     FEWEST = 20  # outcomes that are judged together at least
 
-    def __init__(self, ceiling: int, start: int | None = None) -> None:
+    def __init__(
+        self,
+        ceiling: int,
+        start: int | None = None,
+        *,
+        patience: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``patience``: seconds that a round may take for the window to grow, which is about how long a request takes.
+
+        ``clock`` must be the event loop's.
+        """
         super().__init__(ceiling, self.FIRST if start is None else start)
+        self._patience = patience
+        self._clock = clock
         self._slow_start = True
-        self._seen = self._bad = 0
         self._settling = 0  # outcomes still to come of requests that started before the last decrease
+        self._rate = 0.0  # answers a second in the last round of slow start
+        self._begin_round()
+
+    def fresh(self) -> WindowControl:
+        window = copy.copy(self)
+        window._begin_round()
+        return window
+
+    def _begin_round(self) -> None:
+        self._began = self._clock()
+        self._seen = self._bad = 0
+        self._round = max(self.FEWEST, self.size)  # outcomes
 
     def outcome(self, good: bool, in_flight: int) -> None:
         if self._settling:
             self._settling -= 1
+            if not self._settling:
+                self._begin_round()
             return
         self._seen += 1
         self._bad += not good
-        full = in_flight >= self.size
-        if self._slow_start and good and full:
+        full = 2 * in_flight > self.size  # not all: when answers come in a burst, the new places are filled after it
+        seconds = self._clock() - self._began
+        if self._slow_start and good and full and seconds < self._patience:
             self.size = min(self.ceiling, self.size + 1)
-        if self._seen < max(self.FEWEST, self.size):
+        if self._seen < self._round:
             return
         if self._bad >= self.TROUBLED * self._seen:
             self._slow_start = False
             self._settling = in_flight - 1
             self.size = max(1, int(self.size * self.SHRINK))
-        elif full and not self._slow_start:
+        elif full and self._slow_start:
+            rate = (self._seen - self._bad) / max(seconds, 1e-9)
+            self._slow_start = rate >= self.FASTER * self._rate and seconds < self._patience
+            self._rate = rate
+        elif full and seconds < self._patience:
             self.size = min(self.ceiling, self.size + 1)
-        self._seen = self._bad = 0
+        self._begin_round()
 
 
 class LoadWindow(WindowControl):
