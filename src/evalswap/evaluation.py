@@ -182,7 +182,7 @@ class Evaluation:
             Job(cell.job, cell.dataset, self.rows[cell.dataset.abbr], self._scoring[cell.job], cell.scorer.gold)
             for cell in self._cells_of(plan)
         ]
-        show_plan(self.console, plan, [(job.dataset, job.rows) for job in jobs])
+        show_plan(self.console, plan, [(job.dataset, job.rows) for job in jobs], self.redact)
         if len(self.plans) > 1:
             context = dataclasses.replace(context, say=lambda text: self._say(f"{plan.abbr}: {text}"))
         kind = ManagedRun if plan.launch is not None else EndpointRun
@@ -343,4 +343,5 @@ async def _beside(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, No
 def secrets_of(experiment: Experiment, plans: Sequence[ModelPlan]) -> list[str]:
     """Return every secret that a config or the environment brought in."""
     keys = [key for plan in plans if plan.endpoint for key in plan.endpoint.keys]
-    return [*keys, *(secret for model in experiment.models for secret in secrets_in(model.model_dump()))]
+    flags = [dict(plan.launch.engine_args) for plan in plans if plan.launch]
+    return [*keys, *secrets_in([*(model.model_dump() for model in experiment.models), *flags])]

@@ -14,7 +14,6 @@ from rich.table import Table
 from evalswap import __version__
 from evalswap.checking.findings import ModelCheck
 from evalswap.plan import ModelPlan
-from evalswap.records import TranslationRow
 from evalswap.reporting.screens import show_plan
 
 MARKS = {"good": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[bold red]problem[/]"}
@@ -26,8 +25,7 @@ def show_checks(
 ) -> None:
     """Print what was found of each model, and whether it can run."""
     for plan, check in zip(plans, checks, strict=True):
-        rows = tuple(TranslationRow(*map(redact, dataclasses.astuple(row))) for row in plan.translation)
-        show_plan(console, dataclasses.replace(plan, translation=rows), [])
+        show_plan(console, plan, [], redact)
         if check.first_prompt is not None:
             _show_prompt(console, redact(check.first_prompt))
         view = Table(show_header=False, box=None, pad_edge=False)

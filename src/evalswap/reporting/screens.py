@@ -41,7 +41,12 @@ REQUEST_TIMES = {
 }
 
 
-def show_plan(console: Console, plan: ModelPlan, datasets: Sequence[tuple[DatasetSpec, Rows | None]]) -> None:
+def show_plan(
+    console: Console,
+    plan: ModelPlan,
+    datasets: Sequence[tuple[DatasetSpec, Rows | None]],
+    redact: Callable[[str], str],
+) -> None:
     """Print what will be asked of what, and how the config's fields were translated."""
     console.print(f"[bold]{escape(plan.abbr)}[/] on [bold]{plan.engine}[/]", highlight=False)
     for dataset, rows in datasets:
@@ -57,7 +62,8 @@ def show_plan(console: Console, plan: ModelPlan, datasets: Sequence[tuple[Datase
     view.add_column(f"on {plan.engine}", overflow="fold")
     view.add_column("note", style="dim", overflow="fold")
     for row in plan.translation:
-        view.add_row(escape(row.source), escape(row.target) or "[dim]no counterpart[/]", escape(row.note))
+        source, target, note = (escape(redact(text)) for text in (row.source, row.target, row.note))
+        view.add_row(source, target or "[dim]no counterpart[/]", note)
     console.print(view)
 
 
