@@ -1,4 +1,4 @@
-"""Where evalswap keeps what outlives a run: installed engines, and what engines compiled."""
+"""Where evalswap keeps what outlives a run: installed engines, what engines compiled, and what is served."""
 
 from __future__ import annotations
 

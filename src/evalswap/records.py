@@ -53,7 +53,7 @@ class Prompt:
 class Request:
     """One question for an engine."""
 
-    key: str  # content key: what decides the answer, see store.content_key
+    key: str  # content key: what decides the answer, see content_keys.ContentKeys
     job: str  # "<model abbr>/<dataset abbr>"
     row: int  # index in the dataset
     prompt: Prompt

@@ -4,7 +4,7 @@ r"""How a GSM8K answer is read out of a text and judged, in two ways.
 as 234, ``10-7`` as -7, ``3/4`` as 4), so that a score can be compared with a published one. *Corrected* is
 what a careful human would read.
 
-Source: shared/facts/opencompass.md, section GSM8K, for the gold and the published rule; the corrected rule
+Source: OpenCompass, ``opencompass/datasets/gsm8k.py``, for the gold and the published rule; the corrected rule
 is our own. Everything here is pure and takes time linear in the text.
 """
 
