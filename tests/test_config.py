@@ -487,10 +487,12 @@ def test_names_of_an_installed_opencompass_come_last(write: Write, tmp_path: Pat
     write(f"{configs}/models/rare/hf_rare.py", f"models = [{ {**MODEL, 'abbr': 'rare'}!r}]")
     write(f"{configs}/datasets/demo/demo_gen.py", "demo_datasets = []")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    refused(lambda: from_names(["hf_rare"], ["demo"], None, None, ConfigLoader()))
-    found = from_names(["hf_rare"], ["demo"], None, None, ConfigLoader(installed=True))
+    write(f"{configs}/datasets/demo/demo_other_gen.py", "demo_datasets = []")
+    found = from_names(["hf_rare"], ["demo"], None, None, ConfigLoader())
     assert [model.abbr for model in found.models] == ["rare"]
     assert [dataset.abbr for dataset in found.datasets] == ["demo"]  # the bundle first
+    found = from_names(["*_rare"], ["demo*"], None, None, ConfigLoader())
+    assert [dataset.abbr for dataset in found.datasets] == ["demo"]
 
 
 def test_a_circle_is_named(write: Write) -> None:

@@ -36,8 +36,8 @@ def make_model(folder: Path, config: Mapping[str, Any] = CONFIG, dtype: str = "F
 
 
 def prepared(path: Path, engine: str, **spec: Any) -> PreparedEngine:
-    """Return an engine as a run would start it on a GPU, for answers of 512 tokens."""
-    args = spec.pop("engine_args", {})
+    """Return an engine as a run would start it on a GPU, for answers of 512 tokens unless said."""
+    args, longest_answer = spec.pop("engine_args", {}), spec.pop("longest_answer", 512)
     entry = {"type": "HuggingFacewithChatTemplate", "abbr": "m", "path": str(path), **spec}
     plan = convert(parse_model(entry, "models[0]"), EngineOptions(accelerator=engine, engine_args=args))
     assert plan.launch is not None
@@ -45,7 +45,7 @@ def prepared(path: Path, engine: str, **spec: Any) -> PreparedEngine:
     named = str(plan.launch.engine_args.get("model") or "")
     checkpoint = find_checkpoint(plan.launch.path, gguf=gguf, gguf_name=named)
     found = Interpreter(engine, Path("/bin/python"), "installed", "1", {}, "cuda")
-    launch = resolve_launch(plan.launch, plan, checkpoint, found, Workload(512))
+    launch = resolve_launch(plan.launch, plan, checkpoint, found, Workload(longest_answer))
     return PreparedEngine(managed_engine(plan.engine).configured(plan.launch, "cuda"), found, checkpoint, launch)
 
 
@@ -63,6 +63,16 @@ def test_all_engines_take_the_dtype_of_the_weights_where_the_config_has_none(tmp
     assert launch(model, engine, model_kwargs={"torch_dtype": "float16"}).dtype == "float16"
     make_model(tmp_path / "m", {**CONFIG, "torch_dtype": "float16"}, dtype="BF16")
     assert launch(model, engine).dtype == "float16"
+
+
+def test_of_several_dtypes_the_first_by_name_counts_as_for_transformers(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "m")
+    header = json.dumps({
+        "model.A_log": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        "lm_head.weight": {"dtype": "BF16", "shape": [1], "data_offsets": [4, 6]},
+    }).encode()  # fmt: skip
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 6)
+    assert launch(model, "transformers").dtype == "bfloat16"
 
 
 def test_a_dtype_that_nobody_knows_must_be_said(tmp_path: Path) -> None:
@@ -103,6 +113,25 @@ def test_a_context_that_flags_stretch_may_be_longer_than_the_models(tmp_path: Pa
     assert launch(model, "lmdeploy", max_seq_len=1000000).context_len == 131072
     stretched = {"rope_scaling_factor": 8.0}
     assert launch(model, "lmdeploy", max_seq_len=1000000, engine_args=stretched).context_len == 1000512
+    assert launch(model, "lmdeploy", engine_args=stretched).context_len == 131072
+    for value, context in (({"architectures": ["X"]}, 131072), ({"max_position_embeddings": 10**6}, 200512)):
+        assert launch(model, "vllm", max_seq_len=200000, engine_args={"hf_overrides": value}).context_len == context
+
+
+def test_a_context_without_room_is_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "m", {**CONFIG, "dtype": "bfloat16"})
+    (model / "m.gguf").write_bytes(gguf({"general.architecture": "llama"}))
+    for engine, args in (("llamacpp", {"ctx_size": 64}), ("sglang", {"context_length": 8})):
+        with pytest.raises(ConversionError, match="leaves no room for a prompt"):
+            launch(model, engine, engine_args=args)
+
+
+def test_llama_cpps_slots_are_those_that_share_the_context(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "m", {**CONFIG, "dtype": "bfloat16"})
+    (model / "m.gguf").write_bytes(gguf({"general.architecture": "llama"}))
+    made = prepared(model, "llamacpp", engine_args={"ctx_size": 65536})
+    words = made.engine.command(made.launch, Path("/bin/x"), 1)
+    assert made.launch.context_len == 65536 // int(words[words.index("--parallel") + 1]) - 8
 
 
 def test_llama_cpp_reserves_no_whole_context_for_each_slot(tmp_path: Path) -> None:
@@ -122,14 +151,22 @@ def test_longrope_means_what_it_means_to_transformers(tmp_path: Path, engine: st
         with pytest.raises(ConversionError, match=f"{engine} would take LongRoPE's long factors for short") as caught:
             launch(model, engine, max_seq_len=8000)
         assert f"at most {longest}" in (caught.value.hint or "")
+        with pytest.raises(ConversionError, match="a length of its own choice"):
+            launch(model, engine, engine_args={"max_model_len" if engine == "vllm" else "ctx_size": "auto"})
+        with pytest.raises(ConversionError, match="to have room for 5001 tokens"):
+            launch(model, engine, longest_answer=5000)
+        assert str(longest) in (prepared(model, engine).note or "")
     else:
         assert launch(model, engine, max_seq_len=8000).context_len == 8512
+        assert prepared(model, engine).note is None
 
 
 def test_a_gguf_says_that_it_has_longrope(tmp_path: Path) -> None:
     said = {"general.architecture": "phi3", "phi3.context_length": 131072}
     original = {"phi3.rope.scaling.original_context_length": 4096}
-    for more, context in (({}, 8704), (original, 3840), ({**original, "phi3.rope.scaling.type": "yarn"}, 8704)):
+    unstretched = {"phi3.rope.scaling.original_context_length": 131072}  # the converter writes it for every Phi-3
+    yarn = {**original, "phi3.rope.scaling.type": "yarn"}
+    for more, context in (({}, 8704), (original, 3840), (unstretched, 8704), (yarn, 8704)):
         (tmp_path / "m.gguf").write_bytes(gguf({**said, **more}))
         assert launch(tmp_path / "m.gguf", "llamacpp").context_len == context
 
@@ -185,6 +222,9 @@ def test_an_engine_that_takes_all_gpus_sees_those_of_the_config(
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert (seen(1), seen(2)) == ("0", "0,1")
+    its_own = {"model_kwargs": {"device_map": "cuda:1"}} if engine == "transformers" else {"engine_args": {"mg": 1}}
+    made = prepared(model, engine, **its_own)
+    assert "CUDA_VISIBLE_DEVICES" not in made.engine.environment(made.launch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5,7,1")
     assert (seen(1), seen(2), seen(8)) == ("GPU-5", "GPU-5,7", "GPU-5,7,1")
 
@@ -197,3 +237,10 @@ def test_short_flags_have_one_dash(tmp_path: Path, engine: str, name: str) -> No
     words = made.engine.command(made.launch, Path("/bin/x"), 1)
     assert words[words.index(f"-{name}") + 1] == "2"
     assert words[words.index("--seed") + 1] == "3"
+
+
+def test_lmdeploy_sees_its_gpus(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "m", {**CONFIG, "dtype": "bfloat16"})
+    for args, gpus, seen in (({"tp": 2}, 1, None), ({"dp": 2}, 2, None), ({"tp": 4, "dp": 2}, 4, "0,1,2,3")):
+        made = prepared(model, "lmdeploy", engine_args=args, run_cfg={"num_gpus": gpus})
+        assert made.engine.environment(made.launch).get("CUDA_VISIBLE_DEVICES") == seen

@@ -379,7 +379,7 @@ def test_a_server_that_refuses_ids_is_named(command: Command) -> None:
             "--api-model", "demo", "--limit", "1", "-w", command.work,
         )  # fmt: skip
     assert code == 0, output
-    assert f"{server.url} takes no token ids: it refuses them (HTTP 404: chat only); it gets messages" in output
+    assert f"{server.url} gets no token ids: it refuses them (HTTP 404: chat only); it gets messages" in output
 
 
 def test_a_key_reaches_the_server_and_nothing_else(command: Command) -> None:
@@ -513,7 +513,7 @@ def test_a_base_model_is_never_sent_to_a_chat_template(command: Command) -> None
             "--api-base", server.url, "--api-model", "demo", "--limit", "2", "-w", command.work,
         )  # fmt: skip
     assert code != 0
-    assert "takes no token ids" in output
+    assert "gets no token ids" in output
     assert not server.asked
 
 

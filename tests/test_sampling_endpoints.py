@@ -26,18 +26,18 @@ Run = Callable[..., tuple[int, str]]
 
 
 class KnownServer(FakeServer):
-    """A fake server that says what it is, and gives token ids back."""
+    """A fake server that says what it is, and gives token ids back, with a field of its own beside them."""
 
-    def __init__(self, owner: str, name: str = "demo") -> None:
+    def __init__(self, owner: str | None, name: str = "demo", field: str = "other") -> None:
         super().__init__()
-        self.owner, self.name = owner, name
+        self.owner, self.name, self.field = owner, name, field
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": self.name, "owned_by": self.owner}]})
 
     async def completions(self, request: web.Request) -> web.Response:
         body = await request.json()
-        choice = {"index": 0, "text": "x", "token_ids": [5], "finish_reason": "length"}
+        choice = {"index": 0, "text": "x", "token_ids": [5], "finish_reason": "length", self.field: None}
         return web.json_response({"choices": [choice], "usage": {"prompt_tokens": len(body["prompt"])}})
 
 
@@ -86,6 +86,19 @@ def test_token_ids_go_to_servers_whose_fields_are_known(owner: str, name: str, t
     assert ("only of vllm and sglang is it known" in support.why_not) == (taken_as is None)
 
 
+@pytest.mark.parametrize(("field", "taken_as"), [("stop_reason", "vllm"), ("matched_stop", "sglang"), ("other", None)])
+@pytest.mark.parametrize("owner", ["openai", None])
+def test_a_server_behind_a_proxy_is_known_by_what_it_answers(owner: str, field: str, taken_as: str | None) -> None:
+    async def ask(url: str) -> IdSupport:
+        async with HttpClient(url, timeout=20) as client:
+            return await takes_ids(client, "demo", (await identify(client, "demo")).server)
+
+    with serving(KnownServer(owner, field=field)) as server:
+        support = asyncio.run(ask(server.url))
+    assert support.taken_as == taken_as
+    assert ("does not say what server it is" in support.why_not) == (taken_as is None and owner is None)
+
+
 def test_servers_that_share_the_work_are_asked_alike() -> None:
     vllm, sglang, none = IdSupport("vllm"), IdSupport("sglang"), IdSupport(why_not="it refuses them")
     assert one_for_all([vllm, vllm]) == vllm
@@ -100,7 +113,7 @@ def test_a_server_of_another_kind_gets_messages(run: Run) -> None:
             "--api-model", "demo", "--limit", "2",
         )  # fmt: skip
     assert code == 0, output
-    assert f"{server.url} takes no token ids: it says that it is 'fake', and only of vllm and sglang" in output
+    assert f"{server.url} gets no token ids: it says that it is 'fake', and only of vllm and sglang" in output
     assert f"{server.url} gets messages" in output
     assert len(server.asked) == 2
 
@@ -181,7 +194,10 @@ def test_a_file_that_cannot_be_read_is_said(run: Run, tmp_path: Path) -> None:
     [
         *((name, True) for name in ("o1", "o1-mini-2024-09-12", "o3", "o4-mini", "openai/o3-mini", "gpt-5", "gpt-5.1")),
         *((name, True) for name in ("gpt-5-mini", "gpt-5.5-pro")),
-        *((name, False) for name in ("gpt-4o", "gpt-4.1", "gpt-3.5-turbo", "gpt-oss-20b", "gpt-5-chat-latest")),
+        *(
+            (name, False)
+            for name in ("gpt-4o", "gpt-4.1", "gpt-3.5-turbo", "gpt-35-turbo", "gpt-oss-20b", "gpt-5-chat-latest")
+        ),
         *((name, False) for name in ("AIDC-AI/Marco-o1", "yolo1", "o1mini", "org/foo3-mini", "gpt-50b")),
     ],
 )
@@ -222,7 +238,7 @@ class ReasoningServer(KnownServer):
         ({"path": "o1-mini-2024-09-12", "temperature": 1, "max_completion_tokens": 8192}, 8192),  # OpenCompass's own
         ({"path": "gpt-5-mini"}, 128),  # the dataset's
         ({"path": "o3", "temperature": 0.01}, 128),
-        ({"path": "my-deployment", "max_completion_tokens": 4096}, 4096),
+        ({"path": "my-deployment", "temperature": 1, "max_completion_tokens": 4096}, 4096),
     ],
 )
 def test_a_reasoning_model_is_told_only_what_it_takes(

@@ -57,6 +57,8 @@ def _long_rope(said: dict[str, Any], kind: str) -> dict[str, Any] | None:
     original = said.get(f"{kind}.rope.scaling.original_context_length")
     if original is None or said.get(f"{kind}.rope.scaling.type", "longrope") != "longrope":
         return None
+    if original >= said.get(f"{kind}.context_length", original):  # written for every Phi-3, stretched or not
+        return None
     return {"rope_type": "longrope", "original_max_position_embeddings": original}
 
 

@@ -26,8 +26,10 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def read_header(file: Path, most: int = LONGEST_HEADER) -> tuple[int, list[Mapping[str, Any]]] | None:
-    """Return the length of a safetensors file's header and its tensors; None if it cannot be read, or is too long.
+def read_header(file: Path, most: int = LONGEST_HEADER) -> tuple[int, dict[str, Mapping[str, Any]]] | None:
+    """Return the length of a safetensors file's header and its tensors by name.
+
+    None if it cannot be read, or is too long.
 
     https://huggingface.co/docs/safetensors/index#format
     """
@@ -37,8 +39,8 @@ def read_header(file: Path, most: int = LONGEST_HEADER) -> tuple[int, list[Mappi
             if not 0 < length <= most:
                 return None
             entries = json.loads(stream.read(length))
-        tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
-        for tensor in tensors:
+        tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
+        for tensor in tensors.values():
             begin, end = tensor["data_offsets"]
             if not 0 <= begin <= end or not isinstance(tensor["dtype"], str):
                 return None
@@ -48,14 +50,14 @@ def read_header(file: Path, most: int = LONGEST_HEADER) -> tuple[int, list[Mappi
 
 
 def stored_dtype(folder: Path) -> str | None:
-    """Return the dtype of the first floating weights in a folder ("bfloat16"), which transformers takes where
-    config.json names none; None if the files do not tell.
+    """Return the dtype of the first floating weights ("bfloat16"), by name; None if the files do not tell.
 
-    This is what ``dtype="auto"`` means to transformers: ``_get_dtype`` in its modeling_utils.py.
+    This is what ``dtype="auto"`` means to transformers where config.json names none: ``_get_dtype`` in its
+    modeling_utils.py.
     """
     files = [file for file in weight_files(folder) if file.suffix == ".safetensors"]
     header = read_header(files[0]) if files else None
     if header is None:
         return None
-    tensors = sorted(header[1], key=lambda tensor: tuple(tensor["data_offsets"]))
-    return next((DTYPES[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in DTYPES), None)
+    dtypes = (tensor["dtype"] for _, tensor in sorted(header[1].items()))
+    return next((DTYPES[dtype] for dtype in dtypes if dtype in DTYPES), None)

@@ -110,7 +110,7 @@ def weights_size(checkpoint: Checkpoint, loaded: int | None) -> int | None:
             continue
         text, tensors = header
         read += text
-        for tensor in tensors:
+        for tensor in tensors.values():
             begin, end = tensor["data_offsets"]
             stored = _FLOATS.get(tensor["dtype"])
             total += (end - begin) // stored * loaded if stored and loaded else end - begin

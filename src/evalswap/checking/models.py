@@ -95,6 +95,8 @@ class Checker:
                 check.failed("launch", error)
             else:
                 prepared = PreparedEngine(engine, found, checkpoint, launched)
+                if prepared.note:
+                    check.note("launch", prepared.note)
                 loaded = dataclasses.replace(prepared, checkpoint=weights)
                 self._architecture(check, loaded)
         context_len = context_len_of(plan, checkpoint, self._longest_answer(plan)) if checkpoint else None
@@ -211,7 +213,7 @@ class Checker:
             ids, messages = "token ids, rendered and tokenised by evalswap", "messages; template applied by the server"
             check.good("protocol", f"it gets {ids if report.by_ids else messages}")
             if report.why_no_ids:
-                check.note("protocol", f"it takes no token ids: {report.why_no_ids}")
+                check.note("protocol", f"it gets no token ids: {report.why_no_ids}")
             if plan.prompt.template == "base" and not report.by_ids:
                 check.problem(
                     "protocol",

@@ -97,7 +97,7 @@ def plan_models(arguments: argparse.Namespace) -> tuple[Experiment, list[ModelPl
     from evalswap.engines.registry import canonical_name
 
     folders = (arguments.config_dir, Path(), Path("config"), Path("configs"))
-    loader = ConfigLoader([folder for folder in folders if folder], installed=True)
+    loader = ConfigLoader([folder for folder in folders if folder])
     by_name = arguments.models or arguments.datasets or arguments.hf_path
     if arguments.config is not None and by_name:
         raise ConfigError("a config file and --models/--datasets/--hf-path exclude each other", "give one of them")

@@ -46,7 +46,7 @@ ENGINE_FLAGS: tuple[tuple[str, tuple[str, ...], tuple[Any, ...], bool], ...] = (
     (
         "weight quantisation",
         ("quantization", "model_format", "load_in_8bit", "load_in_4bit", "quantization_config"),
-        (),
+        ("hf",),
         True,
     ),
     (

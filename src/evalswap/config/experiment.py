@@ -12,8 +12,8 @@ from evalswap.config.loading import ConfigLoader
 from evalswap.config.specs import DatasetSpec, ModelSpec, parse_dataset, parse_model
 from evalswap.errors import ConfigError, did_you_mean
 
-# Names of other tools' configs that steer what evalswap does by itself: read, named once, not obeyed.
 MOST_SHOWN = 20  # names of a library that may have thousands
+# Names of other tools' configs that steer what evalswap does by itself: read, named once, not obeyed.
 IGNORED_NAMES = ("infer", "eval", "runner", "lark_bot_url", "max_num_workers")
 
 
@@ -118,19 +118,26 @@ def _in_library(patterns: Sequence[str], folder: str, loader: ConfigLoader) -> l
 
 
 def _matching(patterns: Sequence[str], folder: str, loader: ConfigLoader) -> list[Path]:
-    names = loader.library_names(folder)
+    own = loader.library_names(folder)
     files: dict[str, Path] = {}
     for pattern in patterns:
         if pattern.endswith(".py") and Path(pattern).is_file():
             files[Path(pattern).stem] = Path(pattern)
             continue
-        hits = fnmatch.filter(names, pattern) or ([f"{pattern}_gen"] if f"{pattern}_gen" in names else [])
+        names = own
+        if not (hits := _hits(pattern, own)):  # last: a pattern that finds something here would find hundreds there
+            names = loader.library_names(folder, installed=True)
+            hits = _hits(pattern, names)
         if not hits:
             shown = ", ".join(sorted(names)[:MOST_SHOWN]) + (", …" if len(names) > MOST_SHOWN else "")
             near = did_you_mean(pattern, names) or f"known: {shown}"
             raise ConfigError(f"--{folder} {pattern}: no config of that name", near)
         files.update({name: names[name] for name in hits})
     return list(files.values())
+
+
+def _hits(pattern: str, names: Mapping[str, Path]) -> list[str]:
+    return fnmatch.filter(names, pattern) or ([f"{pattern}_gen"] if f"{pattern}_gen" in names else [])
 
 
 def _list_in(names: Mapping[str, Any], folder: str, file: Path) -> list[_Entry]:

@@ -53,13 +53,9 @@ class ConfigImportError(ImportError):
 class ConfigLoader:
     """Executes config files, each at most once."""
 
-    def __init__(self, search: Sequence[Path] = (), *, installed: bool = False) -> None:
-        """Search ``search`` (the user's folders) before the bundled library for files that are not relative.
-
-        ``installed``: :meth:`library_names` looks into an installed ``opencompass`` package too, as imports always do.
-        """
+    def __init__(self, search: Sequence[Path] = ()) -> None:
+        """Search ``search`` (the user's folders) before the bundled library for files that are not relative."""
         self.roots = [*(folder.resolve() for folder in search), LIBRARY]
-        self._named = [*self.roots, *(_installed_configs() if installed else ())]
         self._modules: dict[Path, ConfigModule] = {}
         self._running: list[Path] = []
 
@@ -139,10 +135,13 @@ class ConfigLoader:
             hint or "it is looked up beside the file, then in the user's and the bundled library",
         )
 
-    def library_names(self, folder: str) -> dict[str, Path]:
-        """Return name -> file of each config under ``folder`` ("datasets", …); the user's own win, then the bundle."""
+    def library_names(self, folder: str, *, installed: bool = False) -> dict[str, Path]:
+        """Return name -> file of each config under ``folder`` ("datasets", …); the user's own win, then the bundle.
+
+        ``installed``: then those of an installed ``opencompass`` package.
+        """
         names: dict[str, Path] = {}
-        for root in reversed(self._named):
+        for root in reversed([*self.roots, *(_installed_configs() if installed else ())]):
             for file in sorted((root / folder).rglob("[!_]*.py")):
                 names[file.stem] = file
         return names

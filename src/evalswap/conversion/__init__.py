@@ -8,6 +8,7 @@ or a ConversionError that says what to do. Nothing is dropped in silence.
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from evalswap.config.specs import VLLM, HuggingFaceSpec, ModelSpec, OpenAI, TurboMindSpec, VLLMwithChatTemplate
 from evalswap.conversion.api import from_api
@@ -51,13 +52,15 @@ def _with_flags_dtype(plan: ModelPlan) -> ModelPlan:
     launch = plan.launch
     asked = given(launch.engine_args) if launch is not None else {}
     flag = flag_names(plan.engine).get("dtype")
-    if launch is None or "dtype" not in asked or flag != "--dtype":
+    if launch is None or asked.get("dtype") is None or flag != "--dtype":
         return plan
     name = dtype_name(asked["dtype"], f"{plan.abbr}: --engine-args dtype")
     rest = {key: value for key, value in launch.engine_args.items() if key.lstrip("-") != "dtype"}
     rows = (
         dataclasses.replace(row, target=f"{flag} {name}", note="as --engine-args say")
         if row.target.startswith(f"{flag} ")
+        else dataclasses.replace(row, target="the model's dtype")
+        if re.match(r"--engine-args -*dtype=", row.source)
         else row
         for row in plan.translation
     )

@@ -124,11 +124,11 @@ def _temperature(spec: OpenAI, table: Translation) -> dict[str, Any]:
 def _reasons(spec: OpenAI, model: str) -> bool:
     """Whether a model is one of OpenAI's reasoning models: by its name, or because the spec is written for one.
 
-    OpenCompass goes by the name, and its configs for o1 say ``max_completion_tokens`` (configs/models/openai). A spec
-    that says this and a temperature besides 1 is for another model, as those take none.
+    OpenCompass goes by the name, and its configs for o1 say ``max_completion_tokens`` (configs/models/openai). Under
+    another name ("my-deployment") it is one with ``max_completion_tokens`` and the only temperature that those have.
     """
     temperature = spec.generation_kwargs.get("temperature", spec.temperature)
-    return is_reasoning_model(model) or (spec.max_completion_tokens is not None and temperature in (None, 1))
+    return is_reasoning_model(model) or (spec.max_completion_tokens is not None and temperature == 1)
 
 
 def _reasoning_rows(spec: OpenAI, table: Translation) -> dict[str, Any]:

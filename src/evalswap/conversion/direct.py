@@ -45,8 +45,10 @@ def from_turbomind(spec: TurboMindSpec, options: EngineOptions) -> ModelPlan:
     engine_config = dict(spec.engine_config)
     if engine_config.get("adapters"):
         table.adapter("engine_config.adapters", str(engine_config["adapters"]))
-    if engine_config.get("session_len") is not None:
-        room = engine_config.pop("session_len")
+    room = engine_config.get("session_len")
+    if "session_len" in engine_config and engine_config.pop("session_len") is None:
+        table.add("engine_config.session_len", "", "unset")
+    if room is not None:
         note = "max_seq_len is not set, so it bounds the prompts" if spec.max_seq_len is None else ""
         table.add(f"engine_config.session_len={room}", "--session-len max_seq_len + max_out_len", note)
         spec = spec.model_copy(update={"max_seq_len": spec.max_seq_len or room})
@@ -108,7 +110,7 @@ def _launch(
         elif key != "backend":
             table.add(f"{where}.{key}", f"--{flag.replace('_', '-')}")
     flags = {renamed.get(key, key): value for key, value in kwargs.items()}
-    context_row(spec, table)
+    context_row(spec, table, {**flags, **options.engine_args})
     adapter = getattr(spec, "lora_path", None)
     if adapter:
         table.adapter("lora_path", adapter)

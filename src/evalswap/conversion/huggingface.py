@@ -148,7 +148,7 @@ def _launch(
         table.settle("batch_size")
     if spec.peft_path:
         table.adapter("peft_path", spec.peft_path)
-    context_row(spec, table)
+    context_row(spec, table, engine_args)
     gpu_rows(spec, max(spec.run_cfg.num_gpus, 1), table, engine_args)
     return LaunchPlan(
         path=path,

@@ -157,10 +157,13 @@ def take_trust_remote_code(kwargs: dict[str, Any], table: Translation, where: st
     return trust
 
 
-def context_row(spec: ModelSpec, table: Translation) -> None:
-    room = spec.max_seq_len or (None if table.engine == REMOTE else managed_engine(table.engine).prompt_room)
-    within = "" if spec.max_seq_len else ", within the model's own limit"
-    context = f"{room} + max_out_len{within}" if room else "the model's own limit"
+def context_row(spec: ModelSpec, table: Translation, engine_args: Mapping[str, Any]) -> None:
+    """Add the row of the longest prompt and answer. Raises ConversionError for a flag that leaves no room."""
+    engine = None if table.engine == REMOTE else managed_engine(table.engine)
+    asked = engine.asked_context(engine_args) if engine is not None else None
+    room = spec.max_seq_len or (engine.prompt_room if engine is not None and asked is None else None)
+    limit = f"{asked}, as --engine-args say" if asked else "" if spec.max_seq_len else "the model's own limit"
+    context = f"{room} + max_out_len" + (f", within {limit}" if limit else "") if room else limit
     table.flag("max_seq_len", context, "overlong prompts are cut by evalswap, and counted")
 
 

@@ -54,8 +54,11 @@ def number(arguments: Mapping[str, Any], *names: str, default: int) -> int:
     return default
 
 
-def tokens(arguments: Mapping[str, Any], *names: str) -> int | None:
+def tokens(arguments: Mapping[str, Any], *names: str, shared_by: int = 1, less: int = 0) -> int | None:
     """Return the first of the named lengths; None if there is none, or one that only the engine understands ("auto").
+
+    It is ``shared_by`` so many, and ``less`` tokens of each share are not to be used. Raises ConversionError where
+    nothing is left.
 
     vLLM also takes "16k" (thousands) and "16K" (1024s): https://docs.vllm.ai/en/latest/configuration/engine_args/
     """
@@ -66,7 +69,13 @@ def tokens(arguments: Mapping[str, Any], *names: str) -> int | None:
         length = int(float(digits) * unit)
     except (ValueError, OverflowError):
         return None
-    return length if length > 0 else None
+    if length <= 0:
+        return None
+    left = length // shared_by - less
+    if left <= 0:
+        share = f", shared by {shared_by}," if shared_by > 1 else ""
+        raise ConversionError(f"{names[0]}={value}{share} leaves no room for a prompt", "give more, or leave it out")
+    return left
 
 
 def tensor_parallel(launch: Launch, replicas: int, stages: int = 1) -> int:
@@ -97,17 +106,13 @@ def own_environment(launch: Launch) -> dict[str, str]:
     return env
 
 
-def first_gpus(launch: Launch, replicas: int = 1) -> dict[str, str]:
-    """Return what shows an engine ``num_gpus`` of the GPUs, where it would else take all that it sees.
-
-    ``replicas`` of a model have a GPU each at least, as with the other engines.
-    """
+def first_gpus(launch: Launch) -> dict[str, str]:
+    """Return what shows an engine ``num_gpus`` of the GPUs, where it would else take all that it sees."""
     if launch.device == "cpu":
         return {}
-    count = max(launch.num_gpus, replicas)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else list(map(str, range(count)))
-    return {"CUDA_VISIBLE_DEVICES": ",".join(names[:count])}
+    names = visible.split(",") if visible else list(map(str, range(launch.num_gpus)))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[: launch.num_gpus])}
 
 
 def kept_caches(engine: str, variables: Mapping[str, str]) -> dict[str, str]:

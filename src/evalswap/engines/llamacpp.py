@@ -35,6 +35,7 @@ SHORT_FLAGS = frozenset(
     {"b", "bs", "c", "cb", "cmoe", "cram", "ctk", "ctkd", "ctv", "ctvd", "dev", "devd", "fa", "fit", "fitc", "fitt",
      "kvo", "kvu", "mg", "ncmoe", "ngl", "ngld", "nkvo", "np", "nr", "ot", "sm", "t", "tb", "ts", "ub"}
 )  # fmt: skip
+PLACING_FLAGS = frozenset({"device", "dev", "main_gpu", "mg", "split_mode", "sm", "tensor_split", "ts"})
 CONTEXT_SLACK = 8  # a slot that is full to the last token ends its answer
 CONTEXT_STEP = 256  # tokens that it rounds a slot's context up to
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]  # in transformers' order
@@ -70,8 +71,8 @@ class Llamacpp(ManagedEngine):
     hints: ClassVar[tuple[tuple[str, str], ...]] = (
         (
             r"failed to allocate|out of memory|unable to allocate",
-            "too little memory: fewer slots with --engine-args parallel=4, a smaller max_seq_len, "
-            "or fewer layers on the GPU with n_gpu_layers=…",
+            "too little memory: fewer slots with --engine-args parallel=4, a smaller max_seq_len, more GPUs with "
+            "num_gpus (--hf-num-gpus N), or fewer layers on the GPU with n_gpu_layers=…",
         ),
         (r"unknown model architecture", "this llama-server does not have the architecture: use a newer one"),
         (r"invalid magic|failed to load GGUF|gguf_init_from_file", "the file is no GGUF, or it is cut off"),
@@ -107,7 +108,8 @@ class Llamacpp(ManagedEngine):
         return [str(python), *flags(own | asked, negatable=asked.keys() - own.keys(), short=SHORT_FLAGS)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return {"LLAMA_ARG_OFFLINE": "1", **first_gpus(launch)}
+        places_itself = PLACING_FLAGS & given(launch.engine_args).keys()
+        return {"LLAMA_ARG_OFFLINE": "1", **({} if places_itself else first_gpus(launch))}
 
     def call(self, request: Request) -> HttpCall:
         ids = request.prompt.token_ids
@@ -153,15 +155,17 @@ class Llamacpp(ManagedEngine):
 
     def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
         asked = given(engine_args)
-        size = tokens(asked, "ctx_size", "c")
-        return size // number(asked, "parallel", "np", default=SLOTS_CPU) - CONTEXT_SLACK if size else None
+        slots = max(1, number(asked, "parallel", "np", default=SLOTS_CPU))
+        return tokens(asked, "ctx_size", "c", shared_by=slots, less=CONTEXT_SLACK)
 
     def one_rope_context(self, original: int) -> int:
         return original - CONTEXT_STEP
 
     def window(self, launch: Launch) -> int:
-        most = SLOTS_CPU if launch.device == "cpu" else SLOTS_GPU
-        asked = number(given(launch.engine_args), "parallel", "np", default=most)
+        given_args = given(launch.engine_args)
+        shared = {"ctx_size", "c"} & given_args.keys()  # by as many as asked_context counts
+        most = SLOTS_CPU if launch.device == "cpu" or shared else SLOTS_GPU
+        asked = number(given_args, "parallel", "np", default=most)
         return max(1, min(asked, launch.answers or asked))
 
     def read_load(self, content: str) -> EngineLoad | None:

@@ -120,8 +120,10 @@ class Lmdeploy(ManagedEngine):
         return [str(python), str(START), str(launch.model), *flags(own | asked)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        # Where dp goes with tp it takes as many GPUs as it sees.
-        return own_environment(launch) | first_gpus(launch, self.replicas(launch)) | kept_caches(self.name, CACHES)
+        asked = given(launch.engine_args)
+        # Where dp goes with tp, TurboMind takes as many GPUs as it sees; else as many as it is told.
+        shared = launch.num_gpus > 1 and {"tp", "dp"} <= asked.keys()
+        return own_environment(launch) | (first_gpus(launch) if shared else {}) | kept_caches(self.name, CACHES)
 
     def call(self, request: Request) -> HttpCall:
         assert request.prompt.token_ids is not None
@@ -140,8 +142,7 @@ class Lmdeploy(ManagedEngine):
         return read_generated(answer, request, self.name)
 
     def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
-        asked = tokens(given(engine_args), "session_len")
-        return asked - CONTEXT_SLACK if asked else None
+        return tokens(given(engine_args), "session_len", less=CONTEXT_SLACK)
 
     def replicas(self, launch: Launch) -> int:
         asked = given(launch.engine_args)

@@ -27,7 +27,7 @@ from evalswap.records import Completion, Request, Sampling
 NOT_IN_PROTOCOL = Refused("the OpenAI protocol has no such field")
 OWN_TEMPERATURE = "a reasoning model draws at a temperature of 1, and takes no field that says otherwise"
 # OpenAI's o series, and GPT from the fifth on but for its chat variants.
-REASONING_NAME = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d)(?:\.\d+)?(?!-chat))(?:-|$)")
+REASONING_NAME = re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?:\.\d+)?(?!-chat))(?:-|$)")
 
 
 class OpenAICompatible(Engine):

@@ -186,8 +186,7 @@ class Sglang(ManagedEngine):
         return start_mode(launch, SETS_MODE_ITSELF)
 
     def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
-        asked = tokens(given(engine_args), "context_length")
-        return asked - CONTEXT_SLACK if asked else None
+        return tokens(given(engine_args), "context_length", less=CONTEXT_SLACK)
 
     def replicas(self, launch: Launch) -> int:
         return number(given(launch.engine_args), "dp_size", "data_parallel_size", default=1)

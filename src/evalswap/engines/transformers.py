@@ -46,6 +46,10 @@ class Transformers(ManagedEngine):
             "peft_path needs peft in that environment: evalswap engines install transformers brings it, or pip "
             "install peft with its Python",
         ),
+        (
+            r"CUDA out of memory|OutOfMemoryError",
+            "a smaller batch_size, or more GPUs: run_cfg=dict(num_gpus=…) (--hf-num-gpus N)",
+        ),
         (r"requires bitsandbytes", "install it there: pip install bitsandbytes with that environment's Python"),
     )
     sampling: ClassVar[SamplingTable] = {
@@ -79,7 +83,8 @@ class Transformers(ManagedEngine):
         return [str(python), str(WORKER), *flags(own | dict(launch.engine_args))]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return own_environment(launch) | first_gpus(launch)
+        places_itself = launch.model_kwargs.get("device_map", "auto") != "auto"
+        return own_environment(launch) | ({} if places_itself else first_gpus(launch))
 
     def call(self, request: Request) -> HttpCall:
         assert request.prompt.token_ids is not None

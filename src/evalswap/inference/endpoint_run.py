@@ -25,6 +25,7 @@ from evalswap.serving.endpoint import IdSupport, Served, check_name, identify, i
 from evalswap.serving.launching import context_len_of
 
 FIRST_WINDOW = 64  # requests at once that no server minds; more by trial
+MOST_EACH = 1024  # requests at one of several addresses, as at one alone
 PATIENCE = 0.25  # of a request's timeout; a window that takes longer to be answered does not grow
 SLOW_SECONDS = 60.0  # that a rate limit costs at least, to be mentioned
 SMALL_WINDOW = 32  # that a server of one's own has more room than
@@ -53,7 +54,7 @@ class EndpointRun(ModelRun):
             clients = [client for client in clients if client.base_url in known]
         if self.plan.prompt.template == "base" and not by_ids:
             raise ConversionError(
-                f"{self.plan.abbr}: {plan.base_urls[0]} takes no token ids, and its chat endpoint would put a "
+                f"{self.plan.abbr}: {plan.base_urls[0]} gets no token ids, and its chat endpoint would put a "
                 "chat template around a base model's prompt",
                 "use a vLLM or an SGLang server, which get token ids, or -a vllm",
             )
@@ -72,10 +73,12 @@ class EndpointRun(ModelRun):
         limits = RateLimits(plan.query_per_second)
         if plan.rpm_verbose:
             self.tally.requests_last_minute = limits.last_minute
+        # One of several addresses may have as many in flight as any alone, unless that is the user's own number.
+        each = max(plan.max_in_flight // len(plan.base_urls), min(plan.max_in_flight, MOST_EACH))
         asker = Asker(
             engine,
             [Endpoint(client) for client in clients],
-            window=AdaptiveWindow(plan.max_in_flight, FIRST_WINDOW, patience=PATIENCE * plan.timeout),
+            window=AdaptiveWindow(each, FIRST_WINDOW, patience=PATIENCE * plan.timeout),
             max_in_flight=plan.max_in_flight,
             retry=RetryPolicy(retries=plan.retry),
             limits=limits,
@@ -117,7 +120,7 @@ class EndpointRun(ModelRun):
             common = one_for_all(supports)
             if common.taken_as is None:
                 self.context.say(
-                    self.context.redact(f"{client.base_url} takes no token ids: {common.why_not}; it gets messages")
+                    self.context.redact(f"{client.base_url} gets no token ids: {common.why_not}; it gets messages")
                 )
                 return None
         return common.taken_as
@@ -154,7 +157,7 @@ class EndpointRun(ModelRun):
             # The whole address: two servers of one host may serve one model in two dtypes, and do not say so.
             "servers": sorted(plan.base_urls),
             "server": served.details,
-            "by_ids": ids_as or False,
+            "by_ids": ids_as is not None if ids_as in (None, "vllm") else ids_as,  # vLLM's were stored as True
             "extra_body": dict(plan.extra_body),
         }
         ids, messages = "token ids, rendered and tokenised by evalswap", "messages; template applied by the server"

@@ -63,7 +63,7 @@ def _cure(refused: RefusedSampling, sources: Mapping[str, str], plan: SamplingPl
         for name, value in refused.neutral.items()
     ]
     if not ways or ways[0].startswith("remove"):
-        return "".join(ways) or "choose another value"
+        return " or ".join(ways) or "choose another value"
     return f"{' or '.join(ways)} asks for {'none' if len(ways) == 1 else 'one of them'}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
@@ -15,6 +15,7 @@ from evalswap.inference.client import FinalError, HttpClient, TransientError
 SHOWN_MODELS = 10
 NO_SUCH_MODEL = (400, 404, 422)  # statuses that servers give to a model's name that they do not know
 PROBE = [1, 2, 3]  # any ids; every vocabulary has these
+TOLD_BY: Mapping[str, str] = {"stop_reason": "vllm", "matched_stop": "sglang"}  # fields that one server alone sends
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,12 @@ async def identify(client: HttpClient, model: str) -> Served:
         ) from error
     entries = answer.get("data") if isinstance(answer, dict) else None
     known = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    owners = {str(entry.get("owned_by")) for entry in known}
+    owners = {str(entry["owned_by"]) for entry in known if entry.get("owned_by")}
     server = owners.pop() if len(owners) == 1 else None
     for entry in known:
         if entry.get("id") == model:
-            return Served({key: entry[key] for key in ("owned_by", "root") if entry.get(key)}, server=server)
+            details = {key: entry[key] for key in ("owned_by", "root") if entry.get(key)}
+            return Served(details, server=details.get("owned_by", server))
     return Served(others=tuple(str(entry["id"]) for entry in known if entry.get("id")), server=server)
 
 
@@ -108,6 +110,8 @@ async def takes_ids(client: HttpClient, model: str, server: str | None) -> IdSup
         return IdSupport(why_not="its /completions sends no completion")
     except TransientError as error:
         raise EngineError(f"{client.base_url} does not answer: {error.message}", "is it running?") from error
+    if server not in BY_IDS:  # a proxy may answer in its own name, but hands on what the server says
+        server = next((kind for field, kind in TOLD_BY.items() if field in choice), server)
     if server not in BY_IDS:
         named = f"it says that it is '{server}'" if server else "it does not say what server it is"
         known = " and ".join(BY_IDS)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalswap.checkpoint import Checkpoint, file_identity, find_adapter, find_checkpoint
+from evalswap.checkpoint import CONTEXT_KEYS, Checkpoint, file_identity, find_adapter, find_checkpoint
 from evalswap.engines.base import LOOPBACK, Launch, ManagedEngine
 from evalswap.engines.flags import given
 from evalswap.engines.registry import managed_engine
@@ -25,10 +25,10 @@ from evalswap.serving.warm import find_warm
 from evalswap.weights import weight_files
 
 DEFAULT_CONTEXT = 4096  # where neither the config nor the checkpoint says
-# Flags with which an engine takes longer sequences than config.json says.
-STRETCHING_FLAGS = frozenset(
-    {"rope_scaling_factor", "rope_scaling", "hf_overrides", "json_model_override_args", "rope_scale", "yarn_orig_ctx"}
-)
+# Flags with which an engine takes longer sequences than config.json says, and those that may do so.
+STRETCHING_FLAGS = frozenset({"rope_scaling_factor", "rope_scaling", "rope_scale", "yarn_orig_ctx"})
+CONTEXT_FLAGS = frozenset({"max_model_len", "ctx_size", "c"})  # of the engines that choose LongRoPE's factors by it
+OVERRIDING_FLAGS = ("hf_overrides", "json_model_override_args")
 KNOW_THE_DTYPE = ("transformers", "llamacpp")  # of weights whose dtype only loading them tells
 
 
@@ -84,6 +84,17 @@ class PreparedEngine:
             "environment": self.engine.environment(self.launch),
             "command": shlex.join(self.engine.command(self.launch, self.found.path, port=0)),
         }
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know before the start."""
+        most = _one_rope_context(self.engine, self.checkpoint)
+        if most is None:
+            return None
+        return (
+            f"prompt and answer together have at most {most} tokens here: with more room {self.engine.name} would take "
+            "LongRoPE's long factors for short sequences too"
+        )
 
     @property
     def limits_context(self) -> bool:
@@ -169,13 +180,7 @@ def resolve_launch(
     the engine would compute something else than transformers.
     """
     context_len = context_len_of(model, checkpoint, work.longest_answer)
-    one_rope = _one_rope_context(managed_engine(model.engine), checkpoint)
-    if one_rope is not None and context_len > one_rope:
-        raise ConversionError(
-            f"{model.abbr}: to have room for {context_len} tokens {model.engine} would take LongRoPE's long factors "
-            f"for short sequences too; transformers takes them beyond {checkpoint.one_rope_context} tokens only",
-            f"a max_seq_len that makes at most {one_rope} with max_out_len, or -a sglang or lmdeploy",
-        )
+    _check_one_rope(model, plan, checkpoint, max(context_len, work.longest_answer + 1))
     return Launch(
         model=checkpoint.folder,
         dtype=_dtype(plan, model, checkpoint),
@@ -204,15 +209,35 @@ def context_len_of(plan: ModelPlan, checkpoint: Checkpoint, longest_answer: int)
         engine = managed_engine(plan.engine)
         asked = engine.asked_context(plan.launch.engine_args)
         if room is None and asked is None:
-            if one_rope := _one_rope_context(engine, checkpoint):
-                return one_rope
-            room = engine.prompt_room
-        if STRETCHING_FLAGS & given(plan.launch.engine_args).keys():
+            room, limit = engine.prompt_room, _one_rope_context(engine, checkpoint) or limit
+        elif asked is None and _stretches(plan.launch.engine_args):
             limit = None
     limit = asked or limit
     if room is None:
         return limit or DEFAULT_CONTEXT
     return min(room + longest_answer, limit) if limit else room + longest_answer
+
+
+def _stretches(engine_args: Mapping[str, Any]) -> bool:
+    """Whether a flag makes an engine take longer sequences than config.json says."""
+    asked = given(engine_args)
+    overrides = " ".join(str(asked.get(name, "")) for name in OVERRIDING_FLAGS)
+    return bool(STRETCHING_FLAGS & asked.keys()) or any(word in overrides for word in ("rope", *CONTEXT_KEYS))
+
+
+def _check_one_rope(model: ModelPlan, plan: LaunchPlan, checkpoint: Checkpoint, wanted: int) -> None:
+    """Raise ConversionError where an engine would compute short sequences with LongRoPE's factors for long ones."""
+    engine = managed_engine(model.engine)
+    most = _one_rope_context(engine, checkpoint)
+    # "auto", for one: the engine then takes a length that nobody knows here.
+    its_own = CONTEXT_FLAGS & given(plan.engine_args).keys() and engine.asked_context(plan.engine_args) is None
+    if most is not None and (wanted > most or its_own):
+        room = "a length of its own choice" if its_own else f"{wanted} tokens"
+        raise ConversionError(
+            f"{model.abbr}: to have room for {room} {engine.name} would take LongRoPE's long factors for short "
+            f"sequences too; transformers takes them beyond {checkpoint.one_rope_context} tokens only",
+            f"a max_seq_len that makes at most {most} with max_out_len, or -a sglang or lmdeploy",
+        )
 
 
 def _one_rope_context(engine: ManagedEngine, checkpoint: Checkpoint) -> int | None:
