@@ -22,7 +22,10 @@ SCRIPT = (
     "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0]); sys.exit(code)"
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc"),
+    pytest.mark.e2e,
+]
 
 
 @contextmanager

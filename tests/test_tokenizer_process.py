@@ -185,7 +185,7 @@ def test_a_kept_process_is_used_instead_of_one_of_our_own(folder: Path) -> None:
     assert not socket.parent.exists()
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.e2e)])
 def test_a_kept_process_that_is_lost_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch, end: int) -> None:
     monkeypatch.setattr(tokenizer_process, "KEPT_SECONDS", 5.0)
     before = children()
