@@ -165,8 +165,9 @@ def test_a_gguf_says_that_it_has_longrope(tmp_path: Path) -> None:
     said = {"general.architecture": "phi3", "phi3.context_length": 131072}
     original = {"phi3.rope.scaling.original_context_length": 4096}
     unstretched = {"phi3.rope.scaling.original_context_length": 131072}  # the converter writes it for every Phi-3
+    hostile = {"phi3.rope.scaling.original_context_length": "4096"}
     yarn = {**original, "phi3.rope.scaling.type": "yarn"}
-    for more, context in (({}, 8704), (original, 3840), (unstretched, 8704), (yarn, 8704)):
+    for more, context in (({}, 8704), (original, 3840), (unstretched, 8704), (hostile, 8704), (yarn, 8704)):
         (tmp_path / "m.gguf").write_bytes(gguf({**said, **more}))
         assert launch(tmp_path / "m.gguf", "llamacpp").context_len == context
 

@@ -99,6 +99,16 @@ def test_a_server_behind_a_proxy_is_known_by_what_it_answers(owner: str, field: 
     assert ("does not say what server it is" in support.why_not) == (taken_as is None and owner is None)
 
 
+@pytest.mark.parametrize("owner", [["vllm"], {"a": 1}, 7])
+def test_a_server_that_says_nonsense_of_itself_gets_messages(owner: Any) -> None:
+    async def ask(url: str) -> IdSupport:
+        async with HttpClient(url, timeout=20) as client:
+            return await takes_ids(client, "demo", (await identify(client, "demo")).server)
+
+    with serving(KnownServer(owner)) as server:
+        assert asyncio.run(ask(server.url)).taken_as is None
+
+
 def test_servers_that_share_the_work_are_asked_alike() -> None:
     vllm, sglang, none = IdSupport("vllm"), IdSupport("sglang"), IdSupport(why_not="it refuses them")
     assert one_for_all([vllm, vllm]) == vllm

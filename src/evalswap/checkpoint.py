@@ -181,7 +181,7 @@ def find_adapter(path: str) -> str:
         )
     if not local.exists() and looks_like_path(path):
         raise ModelFilesError(f"adapter not found: {path}", "give an existing folder, for llama.cpp a GGUF file")
-    return str(local) if local.exists() else path
+    return str(local) if path.startswith("~") else path  # as it was written otherwise: it is in the answers' keys
 
 
 def small_file(path: str, name: str) -> Path | None:

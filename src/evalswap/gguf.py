@@ -54,10 +54,10 @@ def gguf_config(file: Path) -> dict[str, Any]:
 
 
 def _long_rope(said: dict[str, Any], kind: str) -> dict[str, Any] | None:
-    original = said.get(f"{kind}.rope.scaling.original_context_length")
-    if original is None or said.get(f"{kind}.rope.scaling.type", "longrope") != "longrope":
+    original, now = said.get(f"{kind}.rope.scaling.original_context_length"), said.get(f"{kind}.context_length")
+    if said.get(f"{kind}.rope.scaling.type", "longrope") != "longrope":
         return None
-    if original >= said.get(f"{kind}.context_length", original):  # written for every Phi-3, stretched or not
+    if not (isinstance(original, int) and isinstance(now, int) and original < now):  # every Phi-3 says it
         return None
     return {"rope_type": "longrope", "original_max_position_embeddings": original}
 

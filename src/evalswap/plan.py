@@ -72,6 +72,9 @@ class LaunchPlan:
     engine_args: Mapping[str, Any] = field(default_factory=dict, repr=False)  # flags for this engine alone
 
 
+MOST_AT_ONE_ADDRESS = 1024  # requests in flight, where nobody says; a run begins with fewer and tries
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointPlan:
     """A server that somebody else runs."""

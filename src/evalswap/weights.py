@@ -18,7 +18,7 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
             return [folder / str(name) for name in sorted(names) if (folder / str(name)).is_file()]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             pass
     for pattern in ("model*.safetensors", "*.safetensors", "*.bin", "*.pt", "*.gguf"):
         if files := sorted(folder.glob(pattern)):
@@ -45,7 +45,7 @@ def read_header(file: Path, most: int = LONGEST_HEADER) -> tuple[int, dict[str, 
             if not 0 <= begin <= end or not isinstance(tensor["dtype"], str):
                 return None
         return length, tensors
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

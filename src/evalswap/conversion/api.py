@@ -13,9 +13,7 @@ from evalswap.conversion.roles import API_DEFAULT_ROLES, parse_roles
 from evalswap.conversion.translation import Translation, engine_arg_rows, engine_generation_kwargs, sampling_rows
 from evalswap.engines.openai import is_reasoning_model
 from evalswap.errors import ConfigError, ConversionError
-from evalswap.plan import EndpointPlan, ModelPlan, PromptPlan, SamplingPlan
-
-MOST_IN_FLIGHT = 1024  # requests at each address, where nobody says; a run begins with fewer and tries
+from evalswap.plan import MOST_AT_ONE_ADDRESS, EndpointPlan, ModelPlan, PromptPlan, SamplingPlan
 
 
 def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
@@ -204,7 +202,7 @@ def endpoint_for(spec: HuggingFaceSpec, path: str, options: EngineOptions, table
     for key in spec.model_kwargs:
         table.add(f"model_kwargs.{key}", "", "the server has loaded the model its own way")
     table.settle("batch_size")
-    most = options.in_flight or MOST_IN_FLIGHT * len(urls)
+    most = options.in_flight or MOST_AT_ONE_ADDRESS * len(urls)
     source = f"--api-in-flight {most}" if options.in_flight else "--api-in-flight (unset)"
     table.add(source, f"up to {most} requests in flight", "a few at first, and more as long as that is faster")
     engine_arg_rows(options, table)

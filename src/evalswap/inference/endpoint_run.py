@@ -18,14 +18,13 @@ from evalswap.inference.limits import RateLimits
 from evalswap.inference.model_run import ModelRun
 from evalswap.inference.retrying import RetryPolicy
 from evalswap.inference.window import AdaptiveWindow
-from evalswap.plan import EndpointPlan
+from evalswap.plan import MOST_AT_ONE_ADDRESS, EndpointPlan
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import EngineIdentity
 from evalswap.serving.endpoint import IdSupport, Served, check_name, identify, is_nearby, one_for_all, takes_ids
 from evalswap.serving.launching import context_len_of
 
 FIRST_WINDOW = 64  # requests at once that no server minds; more by trial
-MOST_EACH = 1024  # requests at one of several addresses, as at one alone
 PATIENCE = 0.25  # of a request's timeout; a window that takes longer to be answered does not grow
 SLOW_SECONDS = 60.0  # that a rate limit costs at least, to be mentioned
 SMALL_WINDOW = 32  # that a server of one's own has more room than
@@ -74,7 +73,7 @@ class EndpointRun(ModelRun):
         if plan.rpm_verbose:
             self.tally.requests_last_minute = limits.last_minute
         # One of several addresses may have as many in flight as any alone, unless that is the user's own number.
-        each = max(plan.max_in_flight // len(plan.base_urls), min(plan.max_in_flight, MOST_EACH))
+        each = max(plan.max_in_flight // len(plan.base_urls), min(plan.max_in_flight, MOST_AT_ONE_ADDRESS))
         asker = Asker(
             engine,
             [Endpoint(client) for client in clients],

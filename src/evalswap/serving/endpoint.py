@@ -59,7 +59,7 @@ async def identify(client: HttpClient, model: str) -> Served:
     for entry in known:
         if entry.get("id") == model:
             details = {key: entry[key] for key in ("owned_by", "root") if entry.get(key)}
-            return Served(details, server=details.get("owned_by", server))
+            return Served(details, server=str(entry["owned_by"]) if entry.get("owned_by") else server)
     return Served(others=tuple(str(entry["id"]) for entry in known if entry.get("id")), server=server)
 
 
