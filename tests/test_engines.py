@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -317,6 +318,34 @@ def test_float32_on_a_gpu_has_no_tf32_in_it(name: str, model: Path) -> None:
     assert tf32.items() <= engine.environment(launch(model, dtype="float32")).items()
     assert not tf32.keys() & engine.environment(launch(model)).keys()
     assert not tf32.keys() & engine.environment(launch(model, "cpu", dtype="float32")).keys()
+
+
+@pytest.mark.parametrize("flag", ["tensor_parallel_size", "pipeline-parallel-size", "tp"])
+def test_on_a_cpu_the_parts_of_a_model_have_a_process_each(
+    flag: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's executor for one process would wait for the other for ever."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    engine = managed_engine("vllm")
+    whole, halves = launch(model, "cpu"), launch(model, "cpu", engine_args={flag: 2})
+    assert command("vllm", whole)["--distributed-executor-backend"] == "uni"
+    assert engine.environment(whole)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert command("vllm", halves)["--distributed-executor-backend"] == "mp"
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in engine.environment(halves)
+    assert (engine.environment(whole)["OMP_NUM_THREADS"], engine.environment(halves)["OMP_NUM_THREADS"]) == ("8", "4")
+
+
+def test_copies_of_a_model_share_a_cpus_cores(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    engine = managed_engine("vllm")
+    copies = launch(model, "cpu", engine_args={"data_parallel_size": 16})
+    assert engine.environment(copies)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "auto")
+    assert engine.environment(copies)["OMP_NUM_THREADS"] == "3"
+    assert engine.environment(copies)["VLLM_CPU_OMP_THREADS_BIND"] == "auto"
 
 
 # ---- adapters

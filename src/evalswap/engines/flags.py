@@ -92,14 +92,14 @@ def tensor_parallel(launch: Launch, replicas: int, stages: int = 1) -> int:
     return max(1, gpus // others)
 
 
-def own_environment(launch: Launch) -> dict[str, str]:
+def own_environment(launch: Launch, sharing: int = 1) -> dict[str, str]:
     """Return what every engine is started with: no network, and the same arithmetic and threads for all.
 
-    Threads: all cores of a CPU, unless OMP_NUM_THREADS says otherwise: on a machine that is busy with other work
-    fewer are faster. A float32 run has no TF32 in it, which keeps 10 bits of the mantissa's 23: cuBLAS and cuDNN obey
-    the first variable, Triton's kernels the second.
+    Threads: all cores, split among the processes that are ``sharing`` them, unless OMP_NUM_THREADS says otherwise: on
+    a machine that is busy with other work fewer are faster. A float32 run has no TF32 in it, which keeps 10 bits of
+    the mantissa's 23: cuBLAS and cuDNN obey the first variable, Triton's kernels the second.
     """
-    threads = os.environ.get("OMP_NUM_THREADS") or str(_usable_cores())
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _usable_cores() // sharing))
     env = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if launch.dtype == "float32" and launch.device == "cuda":
         env |= {"NVIDIA_TF32_OVERRIDE": "0", "TRITON_F32_DEFAULT": "ieee"}

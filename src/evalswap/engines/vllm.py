@@ -34,13 +34,7 @@ from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, FinishReason, Request
 
 WINDOW_CPU, WINDOW_GPU = 64, 512  # requests in flight; of each GPU
-# On a CPU: no compilation, and the model in the engine's own process ("uni"): the default's second process
-# waits busily, which costs the model half of a core where there are few.
-CPU_FLAGS = {
-    "block_size": 32,
-    "gpu_memory_utilization": 0.3,
-    "distributed_executor_backend": "uni",
-}
+CPU_FLAGS = {"block_size": 32, "gpu_memory_utilization": 0.3}  # and no compilation
 # What its command line knows behind one dash only.
 SHORT_FLAGS = frozenset(
     {"ac", "cc", "dc", "dcp", "dp", "dpa", "dpb", "dpe", "dph", "dpl", "dpm", "dpn", "dpp", "dpr", "ep", "n", "O",
@@ -126,10 +120,12 @@ class Vllm(ManagedEngine):
         if launch.device == "cpu":
             # The CPU build's `vllm` command does not find its own version, so its server's module is run.
             own |= {"model": launch.model} | CPU_FLAGS
+            # One model in the engine's own process: a second one waits busily, which costs the model half of a core
+            # where there are few. Parts of a model need a process each: with "uni" the first waits for ever.
+            own["distributed_executor_backend"] = "uni" if _parts(asked) == 1 else "mp"
             start = ["vllm.entrypoints.openai.api_server"]
         else:
-            stages = number(asked, "pipeline_parallel_size", "pp", default=1)
-            own["tensor_parallel_size"] = tensor_parallel(launch, self.replicas(launch), stages)
+            own["tensor_parallel_size"] = tensor_parallel(launch, self.replicas(launch), _stages(asked))
             start = ["vllm.entrypoints.cli.main", "serve", str(launch.model)]
         mode = self.start_mode(launch)
         asked.pop("start_mode", None)
@@ -138,16 +134,18 @@ class Vllm(ManagedEngine):
         return [str(python), "-m", *start, *flags(own | asked, negatable=asked.keys() - own.keys(), short=SHORT_FLAGS)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        env = own_environment(launch) | {
+        cpu, parts = launch.device == "cpu", _parts(given(launch.engine_args))
+        env = own_environment(launch, sharing=parts * self.replicas(launch) if cpu else 1) | {
             "VLLM_HOST_IP": LOOPBACK,
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
         }
-        if launch.device == "cpu":
+        if cpu:
             # The cache's size in GiB is the user's to say; binding would reserve one of few cores.
-            space = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")
-            env |= {"VLLM_CPU_KVCACHE_SPACE": space, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-            env |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # without it "uni" is not obeyed on a CPU
+            defaults = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            env |= {name: os.environ.get(name, value) for name, value in defaults.items()}
+            if parts == 1:
+                env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # without it "uni" is not obeyed on a CPU
         else:
             # The engine's process starts as a copy of the server's, which has imported everything already. Where
             # that cannot be, vLLM itself goes back to a new one.
@@ -181,6 +179,15 @@ class Vllm(ManagedEngine):
 
     def read_load(self, content: str) -> EngineLoad | None:
         return read_load(content, "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+
+
+def _stages(asked: Mapping[str, Any]) -> int:
+    return number(asked, "pipeline_parallel_size", "pp", default=1)
+
+
+def _parts(asked: Mapping[str, Any]) -> int:
+    """Return into how many parts the flags split one model."""
+    return number(asked, "tensor_parallel_size", "tp", default=1) * _stages(asked)
 
 
 def _check_adapter(adapter: str | None, dtype: str, device: str | None) -> None:
