@@ -40,7 +40,7 @@ async def address(prepared: PreparedEngine, url: str | None) -> AsyncIterator[st
         return
     log = Path(tempfile.mkdtemp(prefix="record-")) / f"{prepared.engine.name}.log"
     print(f"starting {prepared.identity} on {prepared.found.device} (log: {log}) …", flush=True)
-    async with prepared.server(log, redact=str) as server:
+    async with prepared.server(log, redact=str, say=print) as server:
         await server.ready()
         print(f"ready after {server.start_seconds:.0f} s", flush=True)
         yield server.url

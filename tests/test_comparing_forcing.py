@@ -52,7 +52,7 @@ class Worker:
 
     identity = "transformers 5"
 
-    def server(self, log: Path, redact: object) -> Worker:
+    def server(self, log: Path, redact: object, say: object) -> Worker:
         return self
 
     async def start(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ import pytest
 
 from evalswap.errors import EngineError
 from evalswap.serving import keeper, processes
-from evalswap.serving.logs import meaningful_lines
+from evalswap.serving.logs import last_line, meaningful_lines
 from evalswap.serving.ports import address, take_port
 from evalswap.serving.server import ManagedServer
 
@@ -36,6 +37,11 @@ if mode == "kills itself":
     print("RuntimeError: rmsnorm failed to dispatch data type Float", flush=True)
 if mode in ("killed", "kills itself"):
     os.kill(os.getpid(), signal.SIGKILL)
+part = 0
+while mode == "talks":
+    part += 1
+    print(f"\\rsk-secret: loading {part}%|██", end="", file=sys.stderr, flush=True)
+    time.sleep(0.05)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sleep = [sys.executable, "-S", "-c", "import signal, time; signal.signal(15, 1); time.sleep(600)"]
@@ -281,12 +287,29 @@ def test_tells_of_a_command_that_is_not_there(fake: Callable[..., ManagedServer]
 def test_gives_up_at_the_deadline(fake: Callable[..., ManagedServer], tmp_path: Path) -> None:
     async def scenario() -> None:
         async with fake("never", start_deadline=0.5) as server:
-            with pytest.raises(EngineError, match=r"toy was not ready after 0.5 s\n  loading weights"):
+            silent = r"toy was not ready after [\d.]+ s, and wrote nothing for the last 0\.\d+ s\n  loading weights"
+            with pytest.raises(EngineError, match=silent):
                 await server.ready()
             pids = family(tmp_path)
         assert not left_of(pids)
 
     run(scenario())
+
+
+def test_a_long_start_may_go_on_while_it_says_so(fake: Callable[..., ManagedServer]) -> None:
+    """A checkpoint of hundreds of GB on a slow disk; but not for ever."""
+    told: list[str] = []
+
+    async def scenario() -> None:
+        redact = {"redact": lambda text: text.replace("sk-secret", "***")}
+        async with fake("talks", start_deadline=1, tell_after=0.4, say=told.append, **redact) as server:
+            with pytest.raises(EngineError, match=r"toy was not ready after [4-9]\.?\d* s\n"):
+                await server.ready()
+
+    run(scenario())
+    assert 3 <= len(told) <= 4  # after 0.4 s, and each time after at least twice as long
+    for line in told:
+        assert re.fullmatch(r"toy is still starting after [0-5] s: \*\*\*: loading \d+%\|██", line)
 
 
 def test_notices_a_death_while_running(fake: Callable[..., ManagedServer], tmp_path: Path) -> None:
@@ -433,6 +456,12 @@ INFO:     Finished
 def test_meaningful_lines_of_a_log_without_an_error_are_its_last() -> None:
     assert meaningful_lines(LOG, 15) == ["Loading", "Waiting"]
     assert meaningful_lines(LOG, 1) == ["Waiting"]
+
+
+def test_the_last_line_of_a_log() -> None:
+    assert last_line("") == last_line("# 2026-11-23 10:00:00 vllm serve\n\n") == ""
+    assert last_line("(EngineCore pid=7) INFO 11-22 16:00:00 [core.py:9] Loading\n\x1b[2K\n") == "Loading"
+    assert last_line("Loading\n\rshards:   0%|   | 0/2\rshards:  50%|█  | 1/2") == "shards:  50%|█  | 1/2"
 
 
 def test_meaningful_lines_keep_causes_and_drop_the_rest() -> None:

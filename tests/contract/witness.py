@@ -52,7 +52,7 @@ def live(name: str, log: Path, model: Path) -> Witness:
     engine, path = prepared.engine, ""
     if somebodys:
         engine, path = openai_engine(EndpointPlan(("",), SERVED_NAME), name), "/v1"
-    said = asyncio.run(question(engine, prepared.server(log, redact=str), path))
+    said = asyncio.run(question(engine, prepared.server(log, redact=str, say=print), path))
     return Witness(engine, said, live=True)
 
 

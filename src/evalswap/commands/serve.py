@@ -74,11 +74,14 @@ def _keep(arguments: argparse.Namespace, console: Console) -> int:
         return _there_already(entry, prepared.engine.up_path, console)
     show_start(console, entry)
 
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def announce(ready: Registration, seconds: float) -> None:
         show_served(console, ready, seconds, exposed=ready.host not in LOOPBACK_HOSTS)
 
     with KeptTokenizers() as tokenizers:
-        asyncio.run(standing.serve(entry, redact, announce, tokenizers.socket))
+        asyncio.run(standing.serve(entry, redact, say, announce, tokenizers.socket))
     show_end(console, entry)
     return EXIT_OK
 

@@ -130,7 +130,7 @@ class ReferenceLogprobs:
         launch = dataclasses.replace(plan.launch, dtype=dtype)
         prepared = await asyncio.to_thread(prepare_engine, plan, launch, Workload(1), self._python)
         log = self._file.parent / "logs" / f"logprobs_{reference.model.replace('/', '_')}.log"
-        self._worker, self._of = prepared.server(log, self._redact), (reference.model, dtype)
+        self._worker, self._of = prepared.server(log, self._redact, self._say), (reference.model, dtype)
         self._say(f"starting {prepared.identity} to look at differing tokens … (log: {log})")
         await self._worker.start()
         await self._worker.ready()

@@ -70,7 +70,7 @@ class ManagedRun(ModelRun):
         return Supervisor(
             engine,
             server,
-            lambda: prepared.server(log, self.context.redact),
+            lambda: prepared.server(log, context.redact, context.say),
             hang_seconds=hang_seconds,
             on_gpu=launch.device != "cpu",
             say=self.context.say,

@@ -107,6 +107,7 @@ class PreparedEngine:
         self,
         log_path: Path,
         redact: Callable[[str], str],
+        say: Callable[[str], None],
         *,
         host: str = LOOPBACK,
         port: int | None = None,
@@ -114,8 +115,8 @@ class PreparedEngine:
     ) -> ManagedServer:
         """Return the engine's server, not yet started.
 
-        It listens on loopback unless another address of this machine is given. Raises EngineError if the
-        engine cannot be told another one.
+        It listens on loopback unless another address of this machine is given. ``say`` is told of a start that takes
+        long. Raises EngineError if the engine cannot be told another address.
         """
 
         def command(port: int) -> list[str]:
@@ -138,6 +139,7 @@ class PreparedEngine:
             port=port,
             explain=self.engine.explain,
             label=label,
+            say=say,
         )
 
 
@@ -154,7 +156,7 @@ def open_server(
     ``say`` is told which warm server is used, and why one of the same model is not.
     """
     found = find_warm(prepared, say) if warm else None
-    return found or prepared.server(log_path, redact)
+    return found or prepared.server(log_path, redact, say)
 
 
 def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: str | None = None) -> PreparedEngine:

@@ -9,8 +9,9 @@ _ANSI = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\
 # What stands before a line: "(EngineCore pid=12) ERROR 11-22 16:00:00 [core.py:7] " in vLLM, "INFO:     " in uvicorn.
 _LEVEL = r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)"
 _PREFIX = re.compile(rf"^(?:\(\w[\w .-]* pid=\d+\) ?)?(?:{_LEVEL}(?: [\d-]+ [\d:.,]+ \[[^\]]*\] ?|: +))?")
+_HEADER = re.compile(r"# \d{4}-")  # evalswap's own line
 _NOISE = re.compile(
-    r"^# \d{4}-"  # our header line
+    rf"^{_HEADER.pattern}"
     r"|^Traceback \(most recent|^During handling of|^The above exception"
     r"|^\S+\.py:\d+: \w*Warning: |^  warnings\.warn"
     r"|\d+%( Completed)? ?\||[█▄▀]"  # progress bars and banners
@@ -35,6 +36,16 @@ def meaningful_lines(log: str, limit: int) -> list[str]:
     return told if len(told) <= limit else [*told[:half], "…", *told[half - limit + 1 :]]
 
 
+def last_line(log: str) -> str:
+    """Return what an engine wrote last, progress bars included, without colours and prefix; "" if it wrote nothing."""
+    for raw in reversed(log.split("\n")):
+        line = _shown(raw)
+        line = line[_prefix(line).end() :].strip()
+        if line and not _HEADER.match(line):
+            return line
+    return ""
+
+
 def tells_error(log: str) -> bool:
     """Whether an engine's log names an error."""
     return _first_error(_levels(log)) is not None
@@ -45,10 +56,9 @@ def _levels(log: str) -> dict[str, str]:
     lines: dict[str, str] = {}
     in_frame = False
     for raw in log.split("\n"):
-        overwritten = _ANSI.sub("", raw.rstrip()).rpartition("\r")[2]  # what a terminal would show in the end
-        prefix = _PREFIX.match(overwritten)
-        assert prefix  # it matches the empty text, too
-        line = overwritten[prefix.end() :]
+        shown = _shown(raw)
+        prefix = _prefix(shown)
+        line = shown[prefix.end() :]
         if _FRAME.match(line):
             in_frame = True
             continue
@@ -58,6 +68,17 @@ def _levels(log: str) -> dict[str, str]:
         if line.strip() and not _NOISE.search(line):
             lines.setdefault(line, prefix[1] or ("ERROR" if _EXCEPTION.match(line) else ""))
     return lines
+
+
+def _shown(raw: str) -> str:
+    """Return what a terminal would show of a line in the end."""
+    return _ANSI.sub("", raw.rstrip()).rpartition("\r")[2]
+
+
+def _prefix(line: str) -> re.Match[str]:
+    found = _PREFIX.match(line)
+    assert found  # it matches the empty text, too
+    return found
 
 
 def _first_error(lines: Mapping[str, str]) -> int | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from evalswap.errors import EngineError
 from evalswap.serving import keeper
-from evalswap.serving.logs import meaningful_lines, tells_error
+from evalswap.serving.logs import last_line, meaningful_lines, tells_error
 from evalswap.serving.ports import address, give_back_port, take_port
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SHOWN_LINES = 15  # of a dead server's log
 STOP_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+TELL_AFTER = 60.0  # seconds of a start; then after twice as many, and so on
+LONGEST_START = 4  # start deadlines, for an engine that writes all the time
+_NEWS_LENGTH = 120  # characters
 _LINE_LENGTH = 400  # characters; engines write whole configurations on a line
 _PORT_TRIES = 3
 _TAIL_BYTES = 128 * 1024
@@ -82,13 +85,16 @@ class ManagedServer:
         log_path: where its output goes (appended; its folder is made).
         health_path: answers 200 once the server can take requests, e.g. "/health".
         env: what to add to evalswap's own environment variables.
-        start_deadline: seconds that the server may take until it is healthy.
+        start_deadline: seconds that a server which is not healthy yet may write nothing to its log. A large model on a
+            slow disk takes its time, and says so; four times as long is the most.
         redact: takes secrets out of a text; applied to what is shown and to the log's header line.
         host: the address to listen on; the command must say the same.
         port: the port to listen on; a free one if None.
         stop_grace: seconds between SIGTERM and SIGKILL.
         explain: the log of a dead server → what helps, or None.
         label: what the keeper shows on its command line.
+        say: told what the server wrote last, where its start takes long.
+        tell_after: seconds of a start after which that is told for the first time.
 
     Used as an async context manager it is started on entry (not yet ready) and stopped on exit.
     """
@@ -108,6 +114,8 @@ class ManagedServer:
         stop_grace: float = STOP_GRACE,
         explain: Callable[[str], str | None] = lambda log: None,
         label: str = "-",
+        say: Callable[[str], None] = lambda text: None,
+        tell_after: float = TELL_AFTER,
     ) -> None:
         self.name = name
         self.log_path = log_path
@@ -123,6 +131,8 @@ class ManagedServer:
         self._grace = stop_grace
         self._explain = explain
         self._label = label
+        self._say = say
+        self._tell_after = tell_after
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -171,12 +181,13 @@ class ManagedServer:
         A server that found its port taken (another program was faster) is started again on another one.
 
         Raises:
-            EngineError: it died, with the last lines of its log, or it was not healthy before the deadline.
+            EngineError: it died, with the last lines of its log, or it was silent for too long.
         """
         import aiohttp  # here, for a check of a config must not wait for it
 
         tries = 1
         pause = 0.1
+        watch = _StartWatch(self._deadline, self._tell_after)
         timeout = aiohttp.ClientTimeout(total=3)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while not (await self._healthy(session) and self.alive):
@@ -187,8 +198,13 @@ class ManagedServer:
                     tries += 1
                     pause = 0.1
                     self._spawn()
-                if time.monotonic() - self._started > self._deadline:
-                    raise self._error(f"{self.name} was not ready after {self._deadline:g} s")
+                took = time.monotonic() - self._started
+                problem = watch.too_long(took, self.log_path.stat().st_size)
+                if problem is not None:
+                    raise self._error(f"{self.name} was not ready after {took:.3g} s{problem}")
+                if watch.news_due(took):
+                    line = self._redact(last_line(self._log_tail()))[:_NEWS_LENGTH]
+                    self._say(f"{self.name} is still starting after {took:.0f} s{line and f': {line}'}")
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.2, 0.5)
         self.start_seconds = time.monotonic() - self._started
@@ -309,6 +325,30 @@ class ManagedServer:
         memory = "the system killed it, most likely for want of memory" if killed and not tells_error(log) else None
         hints = [self._explain(log), memory, f"the whole log: {self.log_path}"]
         return EngineError(message + shown, "; ".join(hint for hint in hints if hint))
+
+
+class _StartWatch:
+    """When to tell of a start that takes long, and when to give it up. All times in seconds since the start."""
+
+    def __init__(self, most_silence: float, tell_after: float) -> None:
+        self._most_silence = most_silence
+        self._tell_at = tell_after
+        self._written = 0  # bytes
+        self._last_word = 0.0
+
+    def too_long(self, took: float, written: int) -> str | None:
+        """Hear how large the log is; return why there is nothing to wait for any more, if so."""
+        if written != self._written:
+            self._written, self._last_word = written, took
+        if took - self._last_word > self._most_silence:
+            return f", and wrote nothing for the last {took - self._last_word:.3g} s"
+        return "" if took > LONGEST_START * self._most_silence else None
+
+    def news_due(self, took: float) -> bool:
+        due = took >= self._tell_at
+        if due:
+            self._tell_at = 2 * took
+        return due
 
 
 def _exit_text(code: int | None) -> str:

@@ -64,20 +64,23 @@ class Standing:
         self,
         entry: Registration,
         redact: Callable[[str], str],
+        say: Callable[[str], None],
         announce: Callable[[Registration, float], None],
         tokenizers: Callable[[], str],
     ) -> None:
         """Start the engine and serve until a signal says stop; then nothing of it is left.
 
-        ``tokenizers`` returns the socket of those that are kept. ``announce`` is called once it is ready, with the
-        seconds that it took. Raises EngineError if the engine does not start, or dies.
+        ``tokenizers`` returns the socket of those that are kept. ``say`` is told of a start that takes long;
+        ``announce`` is called once it is ready, with the seconds that it took. Raises EngineError if the engine does
+        not start, or dies.
         """
         told = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, told.set)
-        Path(entry.log).unlink(missing_ok=True)  # of an earlier server of the name
-        server = self.prepared.server(Path(entry.log), redact, host=self.host, port=self.port, label=entry.identity)
+        log = Path(entry.log)
+        log.unlink(missing_ok=True)  # of an earlier server of the name
+        server = self.prepared.server(log, redact, say, host=self.host, port=self.port, label=entry.identity)
         try:
             await server.start()
             if await _unless(told, server.ready()):

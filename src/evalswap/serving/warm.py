@@ -21,6 +21,7 @@ from evalswap import __version__
 from evalswap.errors import EngineError
 from evalswap.serving import keeper, processes
 from evalswap.serving.registrations import Registration, registrations, reread
+from evalswap.serving.server import LONGEST_START
 
 if TYPE_CHECKING:
     from evalswap.engines.base import ManagedEngine
@@ -134,10 +135,10 @@ def find_warm(prepared: PreparedEngine, say: Callable[[str], None]) -> WarmServe
             say(f"the warm {entry.engine} '{entry.name}' is not used: {problem}")
         elif entry.ready:
             say(f"using the warm {entry.engine} {entry.version} at {entry.url} (serving since {entry.since_text})")
-            return WarmServer(entry, engine.up_path, engine.start_deadline)
+            return WarmServer(entry, engine.up_path, LONGEST_START * engine.start_deadline)
         else:
             say(f"waiting for the {entry.engine} {entry.version} that evalswap serve (process {entry.pid}) is starting")
-            return WarmServer(entry, engine.up_path, engine.start_deadline)
+            return WarmServer(entry, engine.up_path, LONGEST_START * engine.start_deadline)
     return None
 
 
