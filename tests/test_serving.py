@@ -312,6 +312,17 @@ def test_a_long_start_may_go_on_while_it_says_so(fake: Callable[..., ManagedServ
         assert re.fullmatch(r"toy is still starting after [0-5] s: \*\*\*: loading \d+%\|██", line)
 
 
+def test_a_log_that_was_removed_is_missed_by_nobody(fake: Callable[..., ManagedServer], tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with fake("never", start_deadline=0.5) as server:
+            family(tmp_path)
+            shutil.rmtree(server.log_path.parent)
+            with pytest.raises(EngineError, match=r"toy was not ready after [\d.]+ s, and wrote nothing"):
+                await server.ready()
+
+    run(scenario())
+
+
 def test_notices_a_death_while_running(fake: Callable[..., ManagedServer], tmp_path: Path) -> None:
     async def scenario() -> None:
         async with fake("serves") as server:

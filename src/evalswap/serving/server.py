@@ -199,7 +199,7 @@ class ManagedServer:
                     pause = 0.1
                     self._spawn()
                 took = time.monotonic() - self._started
-                problem = watch.too_long(took, self.log_path.stat().st_size)
+                problem = watch.too_long(took, self._log_size())
                 if problem is not None:
                     raise self._error(f"{self.name} was not ready after {took:.3g} s{problem}")
                 if watch.news_due(took):
@@ -310,12 +310,21 @@ class ManagedServer:
             await asyncio.sleep(0.05)
         return True
 
+    def _log_size(self) -> int:
+        try:
+            return self.log_path.stat().st_size
+        except OSError:  # the user has removed it
+            return 0
+
     def _log_tail(self) -> str:
         """Return the end of what this start wrote."""
-        with self.log_path.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_offset, size - _TAIL_BYTES))
-            return log.read().decode(errors="replace")
+        start = max(self._log_offset, self._log_size() - _TAIL_BYTES)
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(start)
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
 
     def _error(self, message: str, killed: bool = False) -> EngineError:
         log = self._log_tail()
