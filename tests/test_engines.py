@@ -194,9 +194,61 @@ def test_the_window_is_what_the_server_works_on(name: str, most: str, flag: str,
 def test_replicas_widen_the_window(name: str, replicas: str, model: Path) -> None:
     engine = managed_engine(name)
     one = engine.window(launch(model))
-    assert engine.window(launch(model, num_gpus=2)) == 2 * one
     assert engine.window(launch(model, num_gpus=2, engine_args={replicas: 2})) == 2 * one
     assert engine.window(launch(model, engine_args={replicas: 2})) == 2 * one
+
+
+@pytest.mark.parametrize(
+    ("name", "replicas", "flag"),
+    [("vllm", "data_parallel_size", "max_num_seqs"), ("sglang", "dp_size", "max_running_requests")],
+)
+def test_an_engine_s_limit_is_of_each_copy(name: str, replicas: str, flag: str, model: Path) -> None:
+    """vLLM: config/scheduler.py, "applies per data-parallel rank"; SGLang divides it by attention's groups alone."""
+    engine = managed_engine(name)
+    word = "--" + flag.replace("_", "-")
+    eight = launch(model, num_gpus=8, engine_args={replicas: 8, flag: 256})
+    assert (engine.window(eight), command(name, eight)[word]) == (8 * 256, "256")
+    few = launch(model, num_gpus=8, engine_args={replicas: 8}, answers=20)
+    assert (engine.window(few), command(name, few)[word]) == (24, "3")
+    split = launch(model, num_gpus=8)
+    assert int(command(name, split)[word]) <= 1024  # a step has 2048 tokens on smaller GPUs, and vLLM refuses more
+
+
+def test_data_parallel_attention_is_one_copy_over_all_gpus(model: Path) -> None:
+    wanted = launch(model, num_gpus=4, engine_args={"enable_dp_attention": True, "dp_size": 4})
+    words = command("sglang", wanted)
+    assert (words["--tp-size"], words["--dp-size"]) == ("4", "4")  # SGLang: tp_size is a multiple of dp_size
+    assert int(words["--max-running-requests"]) == managed_engine("sglang").window(wanted) == 4 * 1024
+
+
+def test_transformers_window_follows_a_batch_size_among_its_flags(model: Path) -> None:
+    wanted = launch(model, engine_args={"batch_size": 32})
+    assert command("transformers", wanted)["--batch-size"] == "32"
+    assert managed_engine("transformers").window(wanted) == 64
+
+
+def test_threads_are_an_engine_s_own_matter_beside_a_gpu(model: Path) -> None:
+    for name in OURS:
+        assert "OMP_NUM_THREADS" not in managed_engine(name).environment(launch(model))
+
+
+def test_a_vllm_of_several_copies_may_start_as_slowly_as_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = managed_engine("vllm")
+    assert float(engine.environment(launch(model))["VLLM_ENGINE_READY_TIMEOUT_S"]) >= 4 * engine.start_deadline
+    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "60")
+    assert engine.environment(launch(model))["VLLM_ENGINE_READY_TIMEOUT_S"] == "60"
+
+
+@pytest.mark.parametrize(
+    ("log", "hint"),
+    [
+        ("ValueError: Model architectures ['X'] are not supported for now.", "does not have this architecture"),
+        ("ValueError: Model architectures ['X'] failed to be inspected. Please check the logs", "has this arch"),
+        ("max_num_batched_tokens (2048) must be greater than or equal to max_num_seqs (4096).", "lower --engine-args"),
+    ],
+)
+def test_what_vllm_s_complaints_mean(log: str, hint: str) -> None:
+    assert hint in (managed_engine("vllm").explain(log) or "")
 
 
 @pytest.mark.parametrize(("answers", "sizes"), [(5, "1 2 4 5"), (12, "1 2 4 8 12")])

@@ -227,7 +227,9 @@ def test_an_engine_that_takes_all_gpus_sees_those_of_the_config(
     made = prepared(model, engine, **its_own)
     assert "CUDA_VISIBLE_DEVICES" not in made.engine.environment(made.launch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5,7,1")
-    assert (seen(1), seen(2), seen(8)) == ("GPU-5", "GPU-5,7", "GPU-5,7,1")
+    assert (seen(1), seen(3)) == ("GPU-5", "GPU-5,7,1")
+    with pytest.raises(ConversionError, match="num_gpus=8, but CUDA_VISIBLE_DEVICES=GPU-5,7,1 shows 3"):
+        seen(8)
 
 
 @pytest.mark.parametrize(("engine", "name"), [("vllm", "dp"), ("llamacpp", "ngl")])

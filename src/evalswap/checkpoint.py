@@ -229,7 +229,8 @@ def _from_hub(name: str, revision: str | None, tokenizer_only: bool) -> Path:
         wanted += ["*.json", "*.safetensors", "*.py"]
     offline = not hub_reachable()
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=offline))
+        chosen = {"allow_patterns": wanted, "ignore_patterns": ["consolidated*", "original/*"]}  # the weights once more
+        return Path(snapshot_download(name, revision=revision, local_files_only=offline, **chosen))
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "?"
         raise ModelFilesError(

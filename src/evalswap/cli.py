@@ -12,6 +12,7 @@ from evalswap import __version__
 from evalswap.commands import check, compare, engines, report, run, serve
 from evalswap.commands.arguments import Parser
 from evalswap.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EvalswapError
+from evalswap.open_files import allow_many
 
 COMMANDS = (run, check, serve, engines, compare, report)
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return EXIT_USAGE
+    allow_many()
     arguments.began = began
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     from rich.console import Console

@@ -9,6 +9,7 @@ from typing import Any
 
 from evalswap.data_folder import data_folder
 from evalswap.engines.base import Launch
+from evalswap.engines.cores import usable_cores
 from evalswap.errors import ConversionError
 
 
@@ -95,23 +96,33 @@ def tensor_parallel(launch: Launch, replicas: int, stages: int = 1) -> int:
 def own_environment(launch: Launch, sharing: int = 1) -> dict[str, str]:
     """Return what every engine is started with: no network, and the same arithmetic and threads for all.
 
-    Threads: all cores, split among the processes that are ``sharing`` them, unless OMP_NUM_THREADS says otherwise: on
-    a machine that is busy with other work fewer are faster. A float32 run has no TF32 in it, which keeps 10 bits of
-    the mantissa's 23: cuBLAS and cuDNN obey the first variable, Triton's kernels the second.
+    Threads on a CPU: all cores, split among the processes that are ``sharing`` them, unless OMP_NUM_THREADS says
+    otherwise: on a machine that is busy with other work fewer are faster. Beside a GPU they are the engine's to choose.
+    A float32 run has no TF32 in it, which keeps 10 bits of the mantissa's 23: cuBLAS and cuDNN obey the first variable,
+    Triton's kernels the second.
     """
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _usable_cores() // sharing))
-    env = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    env = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if launch.device == "cpu":
+        env["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // sharing))
     if launch.dtype == "float32" and launch.device == "cuda":
         env |= {"NVIDIA_TF32_OVERRIDE": "0", "TRITON_F32_DEFAULT": "ieee"}
     return env
 
 
 def first_gpus(launch: Launch) -> dict[str, str]:
-    """Return what shows an engine ``num_gpus`` of the GPUs, where it would else take all that it sees."""
+    """Return what shows an engine ``num_gpus`` of the GPUs, where it would else take all that it sees.
+
+    Raises ConversionError where fewer are visible.
+    """
     if launch.device == "cpu":
         return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else list(map(str, range(launch.num_gpus)))
+    if len(names) < launch.num_gpus:
+        raise ConversionError(
+            f"num_gpus={launch.num_gpus}, but CUDA_VISIBLE_DEVICES={visible} shows {len(names)}",
+            "name as many there, or ask for fewer",
+        )
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[: launch.num_gpus])}
 
 
@@ -122,9 +133,3 @@ def kept_caches(engine: str, variables: Mapping[str, str]) -> dict[str, str]:
     """
     folder = data_folder() / "caches" / engine
     return {name: str(folder / place) for name, place in variables.items() if not os.environ.get(name)}
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

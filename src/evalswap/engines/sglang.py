@@ -7,6 +7,7 @@ what they do not say was read in the source of 0.5.17 and 0.5.23.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ from evalswap.errors import ConversionError
 from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, FinishReason, Request, Sampling
 
-WINDOW_CPU, WINDOW_GPU = 16, 1024  # requests in flight; of each GPU
+WINDOW_CPU, WINDOW_GPU = 16, 1024  # requests in flight, of each copy of the model
 # The lengths in tokens that CUDA graphs of prefills are made for: some sixty of its own take a minute to capture.
 # Longer ones do not need a graph to keep a GPU busy.
 PREFILL_GRAPHS = (64, 128, 256, 512, 1024, 2048)
@@ -139,7 +140,7 @@ class Sglang(ManagedEngine):
         _check_dtype(launch.dtype, launch.device)
         asked = given(launch.engine_args)
         stages = number(asked, "pp_size", "pipeline_parallel_size", default=1)
-        window = self.window(launch)
+        window = self._of_each_copy(launch)
         own: dict[str, Any] = {
             "model_path": launch.model,
             "served_model_name": SERVED_NAME,
@@ -189,12 +190,20 @@ class Sglang(ManagedEngine):
         return tokens(given(engine_args), "context_length", less=CONTEXT_SLACK)
 
     def replicas(self, launch: Launch) -> int:
-        return number(given(launch.engine_args), "dp_size", "data_parallel_size", default=1)
+        asked = given(launch.engine_args)
+        return 1 if asked.get("enable_dp_attention") else _data_parallel(asked)
 
     def window(self, launch: Launch) -> int:
-        most = WINDOW_CPU if launch.device == "cpu" else WINDOW_GPU * max(1, launch.num_gpus, self.replicas(launch))
-        asked = number(given(launch.engine_args), "max_running_requests", default=most)
-        return max(1, min(asked, launch.answers or asked))
+        return self._of_each_copy(launch) * self.replicas(launch)
+
+    def _of_each_copy(self, launch: Launch) -> int:
+        """Return how many requests run at once on one of the model's copies: its ``max_running_requests``."""
+        asked, copies = given(launch.engine_args), self.replicas(launch)
+        # Where attention alone is data parallel, its groups share one copy, and this number.
+        groups = _data_parallel(asked) if copies == 1 else 1
+        most = WINDOW_CPU if launch.device == "cpu" else WINDOW_GPU * groups
+        wanted = number(asked, "max_running_requests", default=most)
+        return max(1, min(wanted, math.ceil(launch.answers / copies) if launch.answers else wanted))
 
     def read_load(self, content: str) -> EngineLoad | None:
         try:
@@ -248,6 +257,10 @@ def _check_dtype(dtype: str, device: str | None) -> None:
             "choose model_kwargs=dict(dtype='bfloat16') (--model-kwargs dtype=bfloat16), "
             "or an engine that has float32 there: transformers, vllm",
         )
+
+
+def _data_parallel(asked: Mapping[str, Any]) -> int:
+    return number(asked, "dp_size", "data_parallel_size", default=1)
 
 
 def _mode_flags(mode: str, window: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import first_gpus, flags, own_environment
+from evalswap.engines.flags import first_gpus, flags, given, number, own_environment
 from evalswap.records import Completion, Request
 
 WORKER = Path(__file__).with_name("transformers_worker")
@@ -48,7 +48,8 @@ class Transformers(ManagedEngine):
         ),
         (
             r"CUDA out of memory|OutOfMemoryError",
-            "a smaller batch_size, or more GPUs: run_cfg=dict(num_gpus=…) (--hf-num-gpus N)",
+            "a smaller batch_size, or more GPUs: run_cfg=dict(num_gpus=…) (--hf-num-gpus N); parts of a model are left "
+            "to the CPU only where model_kwargs has max_memory",
         ),
         (r"requires bitsandbytes", "install it there: pip install bitsandbytes with that environment's Python"),
     )
@@ -106,4 +107,5 @@ class Transformers(ManagedEngine):
             raise MalformedAnswer(f"{self.name} sent no answer: {str(answer)[:200]}") from error
 
     def window(self, launch: Launch) -> int:
-        return 2 * launch.batch_size  # one batch runs, the next waits
+        # One batch runs, the next waits.
+        return 2 * number(given(launch.engine_args), "batch_size", default=launch.batch_size)

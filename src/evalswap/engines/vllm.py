@@ -6,6 +6,7 @@ https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ from evalswap.errors import ConversionError
 from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, FinishReason, Request
 
-WINDOW_CPU, WINDOW_GPU = 64, 512  # requests in flight; of each GPU
+WINDOW_CPU, WINDOW_GPU = 64, 512  # requests in flight; of each GPU …
+MOST_OF_A_COPY = 1024  # … but of one copy of the model: it must not exceed the tokens of a step, 2048 on smaller GPUs
 CPU_FLAGS = {"block_size": 32, "gpu_memory_utilization": 0.3}  # and no compilation
 # What its command line knows behind one dash only.
 SHORT_FLAGS = frozenset(
@@ -88,8 +90,16 @@ class Vllm(ManagedEngine):
             "more GPUs with num_gpus; on a CPU VLLM_CPU_KVCACHE_SPACE=GiB",
         ),
         (
-            r"Model architectures .* (?:are not supported|failed to be inspected)|has no vLLM implementation",
+            r"Model architectures .* are not supported|has no vLLM implementation",
             "vLLM does not have this architecture: run without -a",
+        ),
+        (
+            r"Model architectures .* failed to be inspected",
+            "vLLM has this architecture, but could not load its code for it: the first error in the log says why",
+        ),
+        (
+            r"max_num_batched_tokens .* must be greater than or equal to max_num_seqs",
+            "lower --engine-args max_num_seqs=…, or raise max_num_batched_tokens=…",
         ),
     )
 
@@ -106,7 +116,7 @@ class Vllm(ManagedEngine):
             "served_model_name": BASE_NAME if launch.peft_path else SERVED_NAME,
             "dtype": launch.dtype,
             "max_model_len": launch.context_len,
-            "max_num_seqs": self.window(launch),
+            "max_num_seqs": self._of_each_copy(launch),
             "generation_config": "vllm",  # never the model's defaults: the sampling block is complete
             "trust_remote_code": launch.trust_remote_code or None,
             "seed": 0,
@@ -115,6 +125,8 @@ class Vllm(ManagedEngine):
             "host": LOOPBACK,
             "port": port,
         }
+        if any(launch.model.glob("consolidated*.safetensors")):  # Mistral's own form beside transformers': not that one
+            own |= {"config_format": "hf", "load_format": "safetensors"}
         if launch.peft_path:
             own |= _lora_flags(launch.peft_path)
         if launch.device == "cpu":
@@ -130,7 +142,7 @@ class Vllm(ManagedEngine):
         mode = self.start_mode(launch)
         asked.pop("start_mode", None)
         if mode is not None:
-            own |= _mode_flags(mode, self.window(launch))
+            own |= _mode_flags(mode, self._of_each_copy(launch))
         return [str(python), "-m", *start, *flags(own | asked, negatable=asked.keys() - own.keys(), short=SHORT_FLAGS)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
@@ -139,6 +151,8 @@ class Vllm(ManagedEngine):
             "VLLM_HOST_IP": LOOPBACK,
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            # With several copies it would give up a start after ten minutes by itself.
+            "VLLM_ENGINE_READY_TIMEOUT_S": os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", "7200"),
         }
         if cpu:
             # The cache's size in GiB is the user's to say; binding would reserve one of few cores.
@@ -172,10 +186,16 @@ class Vllm(ManagedEngine):
         return number(given(launch.engine_args), "data_parallel_size", "dp", default=1)
 
     def window(self, launch: Launch) -> int:
-        cpu = launch.device == "cpu"
-        most = (WINDOW_CPU if cpu else WINDOW_GPU) * max(1, 1 if cpu else launch.num_gpus, self.replicas(launch))
-        asked = number(given(launch.engine_args), "max_num_seqs", default=most)
-        return max(1, min(asked, launch.answers or asked))
+        return self._of_each_copy(launch) * self.replicas(launch)
+
+    def _of_each_copy(self, launch: Launch) -> int:
+        """Return how many requests run at once on one of the model's data-parallel copies: its ``max_num_seqs``."""
+        copies = self.replicas(launch)
+        most = min(WINDOW_GPU * max(1, launch.num_gpus // copies), MOST_OF_A_COPY)
+        asked = number(
+            given(launch.engine_args), "max_num_seqs", default=WINDOW_CPU if launch.device == "cpu" else most
+        )
+        return max(1, min(asked, math.ceil(launch.answers / copies) if launch.answers else asked))
 
     def read_load(self, content: str) -> EngineLoad | None:
         return read_load(content, "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")

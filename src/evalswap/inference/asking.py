@@ -25,6 +25,7 @@ from evalswap.inference.load import follow_load
 from evalswap.inference.pool import Pool
 from evalswap.inference.retrying import RetryPolicy, pardon
 from evalswap.inference.window import WindowControl
+from evalswap.open_files import room_for_connections
 from evalswap.records import Completion, Failure, Request
 
 RETRY = RetryPolicy()
@@ -82,7 +83,11 @@ class Asker:
         self.in_flight = 0
         self.unasked: list[Request] = []
         self._pool = Pool(self.endpoints, patience=patience, say=say or (lambda text: None), redact=redact)
-        self._most = max_in_flight or math.inf
+        files = room_for_connections() or math.inf
+        wanted = min(max_in_flight or math.inf, window.ceiling * len(endpoints))
+        if say and files < wanted:
+            say(f"at most {files} requests are in flight: a process may not open more files here (ulimit -Hn)")
+        self._most = min(max_in_flight or math.inf, files)
         self._look_ahead = look_ahead
         self._cost = cost
         self._status_texts = status_texts or {}

@@ -31,6 +31,11 @@ class TransformersTokenizer:
                 f"no usable tokenizer in {folder}: {str(error).splitlines()[0] if str(error) else error!r}",
                 "give the folder that has one with tokenizer_path (or --tokenizer-path)",
             ) from error
+        if type(self._hf).__name__ == "MistralCommonBackend":  # it knows no added words, and encodes "[INST]" as text
+            raise ModelFilesError(
+                f"transformers reads {folder} with mistral-common here, which does not encode prompts as text",
+                "install evalswap where mistral-common is not (pip uninstall mistral-common), apart from the engine",
+            )
 
     @property
     def vocabulary(self) -> Vocabulary:

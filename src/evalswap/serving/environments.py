@@ -269,6 +269,12 @@ def _this_device() -> Device:
 def _interpreter(
     engine: str, path: Path, source: str, distributions: Sequence[str], packages: Mapping[str, str]
 ) -> Interpreter:
+    torch = packages.get("torch", "")
+    if other := next((name for name in ("rocm", "xpu") if f"+{name}" in torch), None):
+        raise EngineError(
+            f"{engine} of {path} is built for {other} (torch {torch}): evalswap starts engines on CUDA GPUs and CPUs",
+            "start its server yourself, and ask it with -a openai --api-base URL",
+        )
     version = next((packages[name] for name in distributions if name in packages), None)
     return Interpreter(engine, path, source, version, packages, _device(packages))
 

@@ -49,6 +49,7 @@ class PreparedEngine:
     found: Interpreter
     checkpoint: Checkpoint
     launch: Launch
+    context_is_known: bool = True  # else one was assumed
 
     @property
     def identity(self) -> EngineIdentity:
@@ -88,6 +89,11 @@ class PreparedEngine:
     @property
     def note(self) -> str | None:
         """What a person should know before the start."""
+        if not self.context_is_known:
+            return (
+                "config.json does not name the longest context: prompt and answer together have at most "
+                f"{self.launch.context_len} tokens here, unless max_seq_len (--max-seq-len) says more"
+            )
         most = _one_rope_context(self.engine, self.checkpoint)
         if most is None:
             return None
@@ -170,7 +176,8 @@ def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: s
     named = plan.engine_args.get("model")
     checkpoint = find_checkpoint(plan.path, plan.revision, gguf=engine.program is not None, gguf_name=str(named or ""))
     launch = resolve_launch(plan, model, checkpoint, found, work)
-    return PreparedEngine(engine, found, checkpoint, launch)
+    told = model.prompt.max_seq_len, checkpoint.context_len, engine.asked_context(plan.engine_args)
+    return PreparedEngine(engine, found, checkpoint, launch, context_is_known=any(told))
 
 
 def resolve_launch(

@@ -129,6 +129,13 @@ class StopStrings:
         return complete
 
 
+def _check_all_on_gpus(net: Any) -> None:
+    """Raise RuntimeError where parts of a model were left to the CPU or a disk, a hundred times slower than a GPU."""
+    left = {"cpu", "disk"} & set(map(str, getattr(net, "hf_device_map", {}).values()))
+    if left:
+        raise RuntimeError(f"CUDA out of memory: parts of the model were left to the {' and the '.join(sorted(left))}")
+
+
 class Model:
     """A loaded checkpoint that answers lists of token ids."""
 
@@ -142,13 +149,16 @@ class Model:
         model_kwargs: dict[str, Any],
         pad_token_id: int | None,
     ) -> None:
-        transformers.utils.logging.disable_progress_bar()
+        # (The bar of the loading stays: in the log it tells a slow disk from a start that hangs.)
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(f"torch {torch.__version__} sees no CUDA device")
         on_gpu = device != "cpu" and torch.cuda.is_available()
         placed = {"device_map": "auto"} if on_gpu else {}  # several GPUs share one model
         keywords = {"dtype": dtype, "trust_remote_code": trust_remote_code, **placed, **model_kwargs}
         net = AutoModelForCausalLM.from_pretrained(model, **keywords)
+        transformers.utils.logging.disable_progress_bar()
+        if placed and keywords["device_map"] == "auto" and not {"max_memory", "offload_folder"} & model_kwargs.keys():
+            _check_all_on_gpus(net)
         own, net.generation_config = net.generation_config, GenerationConfig()  # generate() would merge it in
         if peft_path:
             from peft import PeftModel
