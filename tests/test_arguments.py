@@ -44,6 +44,8 @@ def parse(*words: str) -> dict[str, Any]:
         ("on", "on"),
         ("", ""),
         ("a=b", "a=b"),
+        ("3,1", "3,1"),  # of llama-server, for one
+        ("(3, 1)", (3, 1)),
         ("{{}}", "{{}}"),  # as Python a set of what cannot be in one
         ('{"mode": 0, "on": true}', '{"mode": 0, "on": true}'),  # JSON goes to the engine as it is
     ],

@@ -152,6 +152,14 @@ def test_says_how_to_get_what_is_missing(home: Path) -> None:
         find_interpreter("toy", ("toy",))
 
 
+@pytest.mark.parametrize("build", ["rocm7.0", "xpu"])
+def test_a_build_for_other_gpus_is_not_taken_for_a_cpu_s(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments, "_versions", lambda names, path: {"vllm": "0.32", "torch": f"2.10.0+{build}"})
+    with pytest.raises(EngineError, match=rf"vllm of .* is built for {build[:3]}") as caught:
+        find_interpreter("vllm", ("vllm",))
+    assert "-a openai" in (caught.value.hint or "")
+
+
 def test_transformers_without_torch_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "_versions", lambda names, path: {"transformers": "5.1"})
     with pytest.raises(EngineError, match="transformers is not installed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from evalswap.engines.base import Launch
 from evalswap.engines.registry import managed_engine
 from evalswap.errors import ConversionError, ModelFilesError
 from evalswap.serving.environments import Interpreter
-from evalswap.serving.launching import PreparedEngine, Workload, resolve_launch
+from evalswap.serving.launching import PreparedEngine, Workload, is_context_known, resolve_launch
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 131072}
 PHI = {**CONFIG, "rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 4096}
@@ -46,7 +47,8 @@ def prepared(path: Path, engine: str, **spec: Any) -> PreparedEngine:
     checkpoint = find_checkpoint(plan.launch.path, gguf=gguf, gguf_name=named)
     found = Interpreter(engine, Path("/bin/python"), "installed", "1", {}, "cuda")
     launch = resolve_launch(plan.launch, plan, checkpoint, found, Workload(longest_answer))
-    return PreparedEngine(managed_engine(plan.engine).configured(plan.launch, "cuda"), found, checkpoint, launch)
+    engine_of_it = managed_engine(plan.engine).configured(plan.launch, "cuda")
+    return PreparedEngine(engine_of_it, found, checkpoint, launch, is_context_known(plan, checkpoint))
 
 
 def launch(path: Path, engine: str, **spec: Any) -> Launch:
@@ -155,10 +157,10 @@ def test_longrope_means_what_it_means_to_transformers(tmp_path: Path, engine: st
             launch(model, engine, engine_args={"max_model_len" if engine == "vllm" else "ctx_size": "auto"})
         with pytest.raises(ConversionError, match="to have room for 5001 tokens"):
             launch(model, engine, longest_answer=5000)
-        assert str(longest) in (prepared(model, engine).note or "")
+        assert any(str(longest) in note for note in prepared(model, engine).notes)
     else:
         assert launch(model, engine, max_seq_len=8000).context_len == 8512
-        assert prepared(model, engine).note is None
+        assert prepared(model, engine).notes == []
 
 
 def test_a_gguf_says_that_it_has_longrope(tmp_path: Path) -> None:
@@ -247,3 +249,42 @@ def test_lmdeploy_sees_its_gpus(tmp_path: Path) -> None:
     for args, gpus, seen in (({"tp": 2}, 1, None), ({"dp": 2}, 2, None), ({"tp": 4, "dp": 2}, 4, "0,1,2,3")):
         made = prepared(model, "lmdeploy", engine_args=args, run_cfg={"num_gpus": gpus})
         assert made.engine.environment(made.launch).get("CUDA_VISIBLE_DEVICES") == seen
+
+
+# -- what is said before the start ------------------------------------------------------------------------------
+
+
+def test_a_context_that_nobody_names_is_said(tmp_path: Path) -> None:
+    """Gemma 3's config.json leaves it to transformers' class."""
+    model = make_model(tmp_path / "m", {"architectures": ["Gemma3ForConditionalGeneration"], "dtype": "bfloat16"})
+    (said,) = prepared(model, "vllm").notes
+    assert "config.json does not name the longest context" in said
+    assert "4096 tokens" in said
+    assert prepared(model, "vllm", max_seq_len=2048).notes == []
+    assert prepared(model, "vllm", engine_args={"max_model_len": 9000}).notes == []
+
+
+def test_gpus_that_are_not_there_are_said(tmp_path: Path) -> None:
+    made = prepared(make_model(tmp_path / "m", {**CONFIG, "dtype": "bfloat16"}), "vllm", run_cfg={"num_gpus": 2})
+    assert made.notes == []
+    on_cpu = dataclasses.replace(made, launch=dataclasses.replace(made.launch, device="cpu"))
+    assert on_cpu.notes == ["num_gpus=2 has no effect: vllm runs on the CPU here"]
+
+
+def test_vllm_reads_the_weights_that_transformers_reads(tmp_path: Path) -> None:
+    """Mistral's checkpoints have them twice, and vLLM would take the other form, with its own config."""
+    model = make_model(tmp_path / "m", {**CONFIG, "dtype": "bfloat16"})
+    plain = prepared(model, "vllm")
+    assert "--load-format" not in plain.engine.command(plain.launch, Path("python"), 1)
+    (model / "consolidated.safetensors").write_bytes(b"")
+    made = prepared(model, "vllm")
+    words = made.engine.command(made.launch, Path("python"), 1)
+    assert words[words.index("--load-format") + 1] == "safetensors"
+    assert words[words.index("--config-format") + 1] == "hf"
+
+
+@pytest.mark.parametrize("name", ["port", "--served-model-name", "api_key"])
+def test_flags_that_would_hide_its_server_from_evalswap_are_refused(tmp_path: Path, name: str) -> None:
+    model = make_model(tmp_path / "m", {**CONFIG, "dtype": "bfloat16"})
+    with pytest.raises(ConversionError, match=f"--engine-args {name}: evalswap sets up how it speaks"):
+        prepared(model, "vllm", engine_args={name: "7"})

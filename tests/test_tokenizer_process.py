@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from evalswap.config.specs import DatasetSpec
 from evalswap.errors import ConfigError, EvalswapError, ModelFilesError
 from evalswap.plan import PromptPlan, Role
 from evalswap.prompting import tokenizer_process
+from evalswap.prompting.requests import RequestMaker
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.prompting.tokenizer_process import KeptTokenizers, TokenizerProcess
 from evalswap.prompting.transformers_tokenizer import TransformersTokenizer
+from evalswap.records import Sampling
 
 ROLES = (Role("HUMAN", "user"), Role("BOT", "assistant", generate=True))
 WORDS = ["<unk>", "</s>", "<user>", "What", "is", "plus", *map(str, range(10))]
@@ -89,6 +92,41 @@ def test_it_says_what_the_tokenizer_says_here(folder: Path, beside: Tokenizer) -
     assert (beside.eos_token_id, beside.template_hash, beside.adds_bos) == (1, here.template_hash, False)
     assert beside.single_token_words(["</s>", "What"]) == {"</s>": 1}
     assert beside.count("What is 1") == 3
+
+
+def test_rows_that_the_template_refuses_fail_alone(folder: Path, beside: Tokenizer) -> None:
+    def unwanted(plan: PromptPlan) -> Tokenizer:
+        raise AssertionError("there is a tokenizer already")
+
+    dataset = DatasetSpec.model_validate({
+        "type": "GSM8KDataset",
+        "abbr": "toy",
+        "reader_cfg": {"input_columns": ["question"], "output_column": "answer"},
+        "infer_cfg": {"prompt_template": {"template": {"round": [{"role": "HUMAN", "prompt": "{question}"}]}}},
+        "eval_cfg": {"evaluator": {"type": "Gsm8kEvaluator"}},
+    })  # fmt: skip
+    plan = plan_of(folder)
+    maker = RequestMaker(plan, dataset, Sampling(max_new_tokens=1), beside, None, unwanted)
+    rows = [{"question": text, "answer": "1"} for text in ("What", "refused", "1 plus")]
+    (made,) = maker.prepare(rows)
+    assert [row.problem for row in made] == [None, "the chat template refuses these messages: not that", None]
+    assert made[0].prompt == beside.prompts([user("What")], plan, None)[0]
+    assert next(maker.prepare([rows[1]]))[0].problem  # also where a chunk has no other
+    fresh = RequestMaker(plan, dataset, Sampling(max_new_tokens=1), beside, None, unwanted)
+    with pytest.raises(ConfigError, match="not that"):  # it is the template, not a row
+        next(fresh.prepare([rows[1], rows[1]]))
+
+
+def test_mistral_common_is_no_tokenizer_of_texts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    class MistralCommonBackend:
+        pass
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: MistralCommonBackend())
+    with pytest.raises(ModelFilesError, match="with mistral-common here") as caught:
+        TransformersTokenizer(folder, {})
+    assert "apart from the engine" in (caught.value.hint or "")
 
 
 def test_errors_come_over_as_they_are(folder: Path, beside: Tokenizer, tmp_path: Path) -> None:

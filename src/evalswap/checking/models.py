@@ -38,7 +38,7 @@ from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.records import Sampling
 from evalswap.scoring.scorer import Scorer
 from evalswap.serving.environments import Interpreter, find_engine
-from evalswap.serving.launching import PreparedEngine, Workload, context_len_of, resolve_launch
+from evalswap.serving.launching import PreparedEngine, Workload, context_len_of, is_context_known, resolve_launch
 from evalswap.serving.warm import find_warm
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class Checker:
             except EvalswapError as error:
                 check.failed("launch", error)
             else:
-                prepared = PreparedEngine(engine, found, checkpoint, launched)
-                if prepared.note:
-                    check.note("launch", prepared.note)
+                prepared = PreparedEngine(engine, found, checkpoint, launched, is_context_known(plan, checkpoint))
+                for note in prepared.notes:
+                    check.note("launch", note)
                 loaded = dataclasses.replace(prepared, checkpoint=weights)
                 self._architecture(check, loaded)
         context_len = context_len_of(plan, checkpoint, self._longest_answer(plan)) if checkpoint else None

@@ -117,9 +117,10 @@ def _literal(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what its documentation names
         return text
+    return text if isinstance(value, tuple) and not text.lstrip().startswith("(") else value  # "3,1" is a flag's own
 
 
 def whole(text: str) -> int:

@@ -51,6 +51,12 @@ EVALSWAP_ARGS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "model": (("llamacpp",), "evalswap: which GGUF file"),
 }
 
+# Flags without which evalswap would not find its own server, or would not be let in.
+ITS_OWN_FLAGS = frozenset(
+    "port server_port served_model_name api_key api_keys api_key_file api_prefix uds root_path "
+    "ssl ssl_keyfile ssl_certfile ssl_key_file ssl_cert_file".split()
+)
+
 
 class Translation:
     """Collects the translation of one spec, and sees to it that no field is left out."""
@@ -180,9 +186,17 @@ def num_procs_row(spec: ModelSpec, table: Translation) -> None:
 
 
 def engine_arg_rows(options: EngineOptions, table: Translation) -> None:
+    """Add the rows of ``--engine-args``. Raises ConversionError for flags that evalswap must set itself."""
     started = table.engine != "openai"
     for key, value in options.engine_args.items():
-        engines, meaning = EVALSWAP_ARGS.get(key.lstrip("-").replace("-", "_"), ((), ""))
+        name = key.lstrip("-").replace("-", "_")
+        if started and name in ITS_OWN_FLAGS:
+            raise ConversionError(
+                f"--engine-args {key}: evalswap sets up how it speaks to its own server",
+                "leave it out; evalswap serve --port N listens on a port of your choice, and a server that you started "
+                "yourself is asked with -a openai --api-base URL",
+            )
+        engines, meaning = EVALSWAP_ARGS.get(name, ((), ""))
         target = (meaning if table.engine in engines else "the engine's flag, verbatim") if started else ""
         table.add(f"--engine-args {key}={value}", target, "" if started else "evalswap does not start this server")
 

@@ -33,8 +33,8 @@ class ManagedRun(ModelRun):
             prepare_engine, self.plan, plan, self._workload(), self.context.engine_python
         )
         self._identify(prepared.identity, prepared.facts(), prepared.description())
-        if prepared.note:
-            self.context.say(prepared.note)
+        for note in prepared.notes:
+            self.context.say(note)
         supervisor = await stack.enter_async_context(await self._supervisor(prepared))
         # The engine loads while prompts are rendered, unless everything may be stored already.
         if not self._knows_answers():

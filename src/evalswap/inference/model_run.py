@@ -61,7 +61,8 @@ class Outcome:
     timings: dict[str, float | None] = field(default_factory=dict)  # seconds, see docs/results.md
     error: EvalswapError | None = None
     restarts: int = 0  # of an engine that died or hung
-    shortened: dict[str, int] = field(default_factory=dict)
+    shortened: dict[str, int] = field(default_factory=dict)  # job -> answers with less room than asked for
+    cut: dict[str, int] = field(default_factory=dict)  # job -> prompts that were too long
 
 
 class ModelRun(ABC):
@@ -104,6 +105,7 @@ class ModelRun(ABC):
             self.outcome.error = error
         self.outcome.timings["total"] = self._elapsed()
         self.outcome.shortened = {job.name: job.shortened for job in self.jobs if job.shortened}
+        self.outcome.cut = {job.name: job.cut for job in self.jobs if job.cut}
         return self.outcome
 
     def stop_taking(self) -> int:

@@ -30,6 +30,7 @@ class Job:
     gold: Callable[..., str]  # (row, its number) -> the right answer
     sampling: Sampling | None = None
     shortened: int = 0  # rows whose answer has less room than asked for
+    cut: int = 0  # rows whose prompt was too long
 
 
 @dataclass(slots=True)
@@ -134,6 +135,7 @@ class PendingRequests:
         self.store_seconds += time.perf_counter() - began
         for item, key, gold in lines:
             job.shortened += item.shortened
+            job.cut += item.prompt.truncated_from is not None
             if key in stored:
                 self._on_stored(job, item.row, stored[key], gold)
             elif item.problem is not None:

@@ -13,7 +13,7 @@ from evalswap.errors import ConfigError
 from evalswap.plan import PromptPlan
 from evalswap.prompting.messages import Turn, to_messages, to_text, turns
 from evalswap.prompting.tokenizer import Tokenizer
-from evalswap.records import Prompt, Sampling
+from evalswap.records import Message, Prompt, Sampling
 
 CHUNK = 256  # rows rendered and tokenised together: about 20 ms
 API_MARGIN = 100  # tokens that API configs leave free for the server's template
@@ -56,6 +56,7 @@ class RequestMaker:
         self.context_len = context_len
         self._load_tokenizer = load_tokenizer
         self._counter: Tokenizer | None = None
+        self._made_some = False  # by ids; else it is the template that is wrong, not a row
 
     def prepare(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Prepared]]:
         """Yield the rows in order, in chunks. Raises ConfigError for a template that does not fit them."""
@@ -92,10 +93,30 @@ class RequestMaker:
             room = min(room or self.context_len, self.context_len - 1)
         if self.plan.template == "chat":
             conversations = [to_messages(prompt, self.plan.roles) for prompt in filled]
-            prompts = tokenizer.prompts(conversations, self.plan, room)
+            try:
+                prompts = tokenizer.prompts(conversations, self.plan, room)
+            except ConfigError as error:
+                return self._each_by_ids(conversations, tokenizer, room, error)
         else:
             prompts = tokenizer.text_prompts([to_text(prompt, self.plan.roles) for prompt in filled], self.plan, room)
+        self._made_some = True
         return [self._with_room(prompt) for prompt in prompts]
+
+    def _each_by_ids(
+        self, conversations: Sequence[tuple[Message, ...]], tokenizer: Tokenizer, room: int | None, error: ConfigError
+    ) -> list[tuple[Prompt, Sampling, str | None, bool]]:
+        """Make prompts one by one, where the chat template refuses some. Raises ``error`` if it refuses all."""
+        made: list[tuple[Prompt, Sampling, str | None, bool]] = []
+        for messages in conversations:
+            try:
+                (prompt,) = tokenizer.prompts([messages], self.plan, room)
+                made.append(self._with_room(prompt))
+                self._made_some = True
+            except ConfigError as problem:
+                made.append((Prompt(messages, None, ()), self.sampling, problem.message, False))
+        if not self._made_some:
+            raise error
+        return made
 
     def _with_room(self, prompt: Prompt) -> tuple[Prompt, Sampling, str | None, bool]:
         assert prompt.token_ids is not None

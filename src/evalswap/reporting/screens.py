@@ -77,6 +77,13 @@ def show_engine(console: Console, outcome: Outcome) -> None:
     console.print(f"engine: {engine} on {engine.device}, {where}", highlight=False, markup=False, soft_wrap=True)
     if outcome.restarts:
         console.print(f"engine: started again {outcome.restarts} times, see above and its log", highlight=False)
+    for job, count in outcome.cut.items():
+        console.print(
+            f"{job}: {count} prompts were cut to what max_seq_len, or the model's context, has room for",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     for job, count in outcome.shortened.items():
         console.print(
             f"{job}: {count} answers had less room than max_out_len (context of the model)",
@@ -125,7 +132,8 @@ def show_times(console: Console, model: str, outcome: Outcome) -> None:
         parts.append(f"client idle {100 * times['client_idle'] / times['infer']:.0f}%")
         each = {name: times[name] / asked for name in REQUEST_TIMES if name in times}
         request = [f"{REQUEST_TIMES[name]} {value:.2f} s" for name, value in each.items() if value >= 0.005]
-        parts.append(f"a request on average: {', '.join(request)}")
+        if request:
+            parts.append(f"a request on average: {', '.join(request)}")
     line = "; ".join(filter(None, parts))
     console.print(f"time of {model}: {line}", highlight=False, markup=False, soft_wrap=True)
 

@@ -87,20 +87,23 @@ class PreparedEngine:
         }
 
     @property
-    def note(self) -> str | None:
+    def notes(self) -> list[str]:
         """What a person should know before the start."""
+        notes = []
+        if self.launch.device == "cpu" and self.launch.num_gpus > 1:
+            notes.append(f"num_gpus={self.launch.num_gpus} has no effect: {self.engine.name} runs on the CPU here")
+        most = _one_rope_context(self.engine, self.checkpoint)
         if not self.context_is_known:
-            return (
+            notes.append(
                 "config.json does not name the longest context: prompt and answer together have at most "
                 f"{self.launch.context_len} tokens here, unless max_seq_len (--max-seq-len) says more"
             )
-        most = _one_rope_context(self.engine, self.checkpoint)
-        if most is None:
-            return None
-        return (
-            f"prompt and answer together have at most {most} tokens here: with more room {self.engine.name} would take "
-            "LongRoPE's long factors for short sequences too"
-        )
+        elif most is not None:
+            notes.append(
+                f"prompt and answer together have at most {most} tokens here: with more room {self.engine.name} would "
+                "take LongRoPE's long factors for short sequences too"
+            )
+        return notes
 
     @property
     def limits_context(self) -> bool:
@@ -176,8 +179,7 @@ def prepare_engine(model: ModelPlan, plan: LaunchPlan, work: Workload, python: s
     named = plan.engine_args.get("model")
     checkpoint = find_checkpoint(plan.path, plan.revision, gguf=engine.program is not None, gguf_name=str(named or ""))
     launch = resolve_launch(plan, model, checkpoint, found, work)
-    told = model.prompt.max_seq_len, checkpoint.context_len, engine.asked_context(plan.engine_args)
-    return PreparedEngine(engine, found, checkpoint, launch, context_is_known=any(told))
+    return PreparedEngine(engine, found, checkpoint, launch, is_context_known(model, checkpoint))
 
 
 def resolve_launch(
@@ -225,6 +227,12 @@ def context_len_of(plan: ModelPlan, checkpoint: Checkpoint, longest_answer: int)
     if room is None:
         return limit or DEFAULT_CONTEXT
     return min(room + longest_answer, limit) if limit else room + longest_answer
+
+
+def is_context_known(model: ModelPlan, checkpoint: Checkpoint) -> bool:
+    """Whether anybody says how long prompt and answer may be; else ``context_len_of`` assumes something."""
+    asked = managed_engine(model.engine).asked_context(model.launch.engine_args) if model.launch else None
+    return any((model.prompt.max_seq_len, checkpoint.context_len, asked))
 
 
 def _stretches(engine_args: Mapping[str, Any]) -> bool:
