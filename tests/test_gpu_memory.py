@@ -17,6 +17,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program, file = tmp_path / "nvidia-smi", tmp_path / "told"
     program.write_text(f'#!/bin/sh\n[ "$1" = --query-gpu=memory.used ] && exec /bin/cat "{file}"\n')
     program.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     file.write_text("523\n70211\n")
     return file
@@ -25,6 +26,15 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_memory_of_each_gpu(told: Path) -> None:
     assert memory_in_use() == [523, 70211]
     told.write_text("[Not Supported]\n")
+    assert memory_in_use() is None
+
+
+def test_gpus_of_others_are_not_looked_at(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = told.parent / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\nfor word; do [ "$word" = --id=3,1 ] && exec /bin/cat "{told}"; done\nexit 6\n')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert memory_in_use() == [523, 70211]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert memory_in_use() is None
 
 

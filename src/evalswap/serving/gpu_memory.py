@@ -1,10 +1,11 @@
-"""How much memory of each GPU is in use, as nvidia-smi tells.
+"""How much memory of each GPU that a run may use is in use, as nvidia-smi tells.
 
 https://docs.nvidia.com/deploy/nvidia-smi/index.html
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -15,13 +16,15 @@ _LOOK = 0.5  # seconds
 
 
 def memory_in_use() -> list[int] | None:
-    """Return the MiB in use on each GPU; None where nvidia-smi is not there or does not tell."""
+    """Return the MiB in use on each visible GPU; None where nvidia-smi is not there or does not tell."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # which nvidia-smi itself does not obey
+    chosen = [f"--id={visible}"] if visible else []
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     try:
         done = subprocess.run(
-            [program, "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+            [program, "--query-gpu=memory.used", "--format=csv,noheader,nounits", *chosen],
             capture_output=True, text=True, timeout=_ASK_SECONDS, check=True,
         )  # fmt: skip
         return [int(line) for line in done.stdout.split()]
