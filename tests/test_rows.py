@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,21 @@ def test_slices_are_those_of_a_list(file: Path, start: int | None, stop: int | N
         chosen[len(wanted)]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(file: Path, tmp_path: Path) -> None:
+    marked = tmp_path / "test.jsonl"
+    marked.write_bytes(BOM_UTF8 + file.read_bytes())
+    rows, sha256 = read_jsonl(marked, ("question", "answer"))
+    assert list(rows) == ROWS
+    assert (rows[0], rows[-1]) == (ROWS[0], ROWS[-1])
+    assert sha256 == hashlib.sha256(marked.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("shape", [BOM_UTF8 + b'\n\n{"question": 1}', b'{"question": 1}', b'\n{"question": 1}\n'])
+def test_the_first_row_is_found_however_the_file_begins(tmp_path: Path, shape: bytes) -> None:
+    (tmp_path / "test.jsonl").write_bytes(shape)
+    assert list(read_jsonl(tmp_path / "test.jsonl", ("question",))[0]) == [{"question": 1}]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -57,6 +74,8 @@ def test_slices_are_those_of_a_list(file: Path, start: int | None, stop: int | N
         (b'{"other": 1}\n', r"test.jsonl:1: the key 'question' is missing"),
         (b'{"question": "\xff"}\n', r"test.jsonl:1: not UTF-8"),
         (b"\n \n", "no rows in it"),
+        (BOM_UTF8, "no rows in it"),
+        (BOM_UTF8 + b'{"quest', r"test.jsonl:1: not a whole JSON object"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path: Path, content: bytes, message: str) -> None:

@@ -6,15 +6,43 @@ import hashlib
 import json
 import os
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
-from evalswap.errors import DataError
+from evalswap.errors import DataError, did_you_mean
 
 BUNDLED = Path(__file__).parent / "data"
 MARK_EVERY = 256  # rows; the place of every such row in its file is kept, so a million rows cost 31 KB
+
+
+def own_file(path: str, file_name: str, published: Sequence[str]) -> Path:
+    """Return the file at a ``path`` of the user's own: the path itself, or ``file_name`` in that folder.
+
+    Raises DataError if it is not there. ``published`` are the names that may have been meant.
+    """
+    names = ", ".join(published)
+    try:
+        place = Path(path).expanduser()
+        file = first_existing([place], file_name)
+        if file is not None:
+            return file
+        if place.is_dir():
+            raise DataError(
+                f"dataset folder {path} has no {file_name}",
+                f"put {file_name} into it, or give as path the file itself, or one of: {names}",
+            )
+        neighbours = list(place.parent.iterdir()) if place.parent.is_dir() else []
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~NAME, and there is no such user
+        raise DataError(f"dataset path {path} cannot be read: {error}") from error
+    raise DataError(
+        f"dataset path not found: {path}",
+        did_you_mean(place.name, (neighbour.name for neighbour in neighbours))
+        or did_you_mean(path, published)
+        or f"give as path a folder with {file_name}, the file itself, or one of: {names}",
+    )
 
 
 def data_folders(path: str | None, name: str) -> list[Path]:
@@ -104,12 +132,17 @@ class JsonLines(Sequence[Mapping[str, Any]]):
 def read_jsonl(file: Path, wanted_keys: Sequence[str]) -> tuple[JsonLines, str]:
     """Return a JSON Lines file's objects and the SHA-256 of its bytes. Every line is checked, none is kept.
 
+    A byte order mark at its beginning, as some editors write it, is no part of the first row.
     Raises DataError naming file and line for a broken line, a missing key or a file without rows.
     """
     digest, marks, rows, offset = hashlib.sha256(), array("Q"), 0, 0
     try:
         with file.open("rb") as stream:
             stamp = _stamp(stream)
+            if stream.read(len(BOM_UTF8)) == BOM_UTF8:
+                digest.update(BOM_UTF8)
+                offset = len(BOM_UTF8)
+            stream.seek(offset)
             for number, line in enumerate(stream, start=1):
                 digest.update(line)
                 if not line.isspace():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evalswap.benchmarks import gsm8k_rules
-from evalswap.benchmarks.files import BUNDLED, data_folders, first_existing, read_jsonl
+from evalswap.benchmarks.files import BUNDLED, data_folders, first_existing, own_file, read_jsonl
 from evalswap.benchmarks.registry import Rows, evaluator, loader, postprocessor
 from evalswap.checkpoint import hub_reachable
 from evalswap.errors import DataError
@@ -20,6 +20,7 @@ HUB_NAME = "openai/gsm8k"
 HUB_FILE = "main/test-00000-of-00001.parquet"
 MODELSCOPE_NAME = "opencompass/gsm8k"
 DEMO_PATH = "evalswap/demo"
+PUBLISHED = (MODELSCOPE_NAME, HUB_NAME, "gsm8k", "./data/gsm8k")  # the paths that published configs give it
 
 postprocessor("gsm8k_postprocess", "gsm8k")(gsm8k_rules.published_prediction)
 postprocessor("gsm8k_dataset_postprocess", "gsm8k_dataset")(gsm8k_rules.gold_answer)
@@ -27,18 +28,18 @@ postprocessor("gsm8k_dataset_postprocess", "gsm8k_dataset")(gsm8k_rules.gold_ans
 
 @loader("GSM8KDataset")
 def load(path: str | None = None) -> Rows:
-    """Return the test rows, from a folder with test.jsonl or else from a hub.
+    """Return the test rows, from a folder with test.jsonl or, for one of GSM8K's published names, from a hub.
 
-    Raises DataError if they can be had from neither.
+    Raises DataError if they cannot be had. Any other path is the user's own, and never means GSM8K.
     """
     if path == DEMO_PATH:
-        rows, sha256 = read_jsonl(BUNDLED / "demo.jsonl", KEYS)
-        return Rows(rows, "the demo questions that come with evalswap", sha256)
+        return _from_file(BUNDLED / "demo.jsonl", "the demo questions that come with evalswap")
+    if path and Path(path) not in map(Path, PUBLISHED):
+        file = own_file(path, "test.jsonl", (*PUBLISHED, DEMO_PATH))
+        return _from_file(file, str(file))
     folders = data_folders(path, "gsm8k")
-    file = first_existing(folders, "test.jsonl")
-    if file is not None:
-        rows, sha256 = read_jsonl(file, KEYS)
-        return Rows(rows, str(file), sha256)
+    if found_file := first_existing(folders, "test.jsonl"):
+        return _from_file(found_file, str(found_file))
     modelscope = os.environ.get("DATASET_SOURCE") == "ModelScope"
     try:
         found = _from_modelscope() if modelscope else _from_hub()
@@ -55,6 +56,11 @@ def load(path: str | None = None) -> Rows:
     text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in found)
     source = MODELSCOPE_NAME if modelscope else HUB_NAME
     return Rows(found, source, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _from_file(file: Path, source: str) -> Rows:
+    rows, sha256 = read_jsonl(file, KEYS)
+    return Rows(rows, source, sha256)
 
 
 def _from_hub() -> list[dict[str, Any]]:
