@@ -17,15 +17,20 @@ import toy_engine
 from fake_openai import FakeServer, error, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from test_gguf import gguf
 
 from evalswap.checking.architectures import Packages, architecture_support, packages_of
+from evalswap.checking.findings import Finding, ModelCheck
 from evalswap.checking.memory import GIB, gpu_memory, machine_memory, memory_need, weights_size
 from evalswap.checking.prompts import MOST_CHARACTERS, MOST_ROWS, spread
 from evalswap.checkpoint import Checkpoint, find_checkpoint
 from evalswap.cli import main
+from evalswap.config.specs import parse_model
+from evalswap.conversion import EngineOptions, convert
 from evalswap.engines.base import Launch
 from evalswap.engines.registry import managed_engine
+from evalswap.reporting.check_screen import show_checks
 from evalswap.serving.environments import find_engine
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -530,6 +535,16 @@ def test_the_tables_of_the_installed_engines_are_read(engine: str, request: pyte
 
 SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "I32": 4}
 LLAMA_8B = {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}
+
+
+def test_what_a_finding_is_about_is_no_markup() -> None:
+    found = ModelCheck("llama[awq]", "toy", "HuggingFacewithChatTemplate", (), [Finding("good", "a[b][/]", "c[d]")])
+    console = Console(record=True, width=120)
+    plan = convert(parse_model({"type": "HuggingFacewithChatTemplate", "abbr": "m", "path": "m"}, "m"), EngineOptions())
+    show_checks(console, [plan], [found], str)
+    text = console.export_text()
+    assert "a[b][/]" in text
+    assert "c[d]" in text
 
 
 def write_safetensors(file: Path, tensors: Sequence[tuple[str, int]]) -> None:

@@ -20,10 +20,11 @@ from stored_runs import Row, Run, changed, numbered, write_opencompass, write_ru
 
 from evalswap.cli import main
 from evalswap.comparing.pairing import Pairing
-from evalswap.comparing.records import DIFFERENCE_CLASSES
+from evalswap.comparing.records import DIFFERENCE_CLASSES, WiringProof
 from evalswap.comparing.running import Rerunner
 from evalswap.errors import EvalswapError
 from evalswap.evaluation import RunOptions
+from evalswap.reporting.wording import proof_words
 
 HOSTILE = "\x1b[31m[bold]x[/] </script><script>alert(1)</script> | \x00 \u202e $x_1$ \ud800"
 
@@ -251,6 +252,17 @@ def test_wrong_words_are_explained(compare: Any, words: Sequence[str], message: 
     assert message in found.screen
 
 
+def test_one_run_needs_a_second_one(tmp_path: Path, compare: Any) -> None:
+    first, _ = _pair(tmp_path / "work", {})
+    found = compare(first)
+    assert found.code == 2
+    assert "give a second run folder, or the config and -a hf,vllm" in found.screen
+
+
+def test_a_proof_over_no_rows_proves_nothing() -> None:
+    assert proof_words(WiringProof(0, 0, None)) == "skipped: no row was answered by both"
+
+
 def test_an_unfinished_run_says_how_to_finish_it(tmp_path: Path, compare: Any) -> None:
     first, _ = _pair(tmp_path / "work", {})
     killed = write_run(tmp_path / "work", Run("20260101_000002", numbered(3), finished=False, scored=False))
@@ -282,6 +294,19 @@ def test_report_writes_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["report", str(first)]) == 0
     assert (first / "report.html").is_file()
     assert "report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("record", [{"models": {"tiny-hf": {"***sets": {"gsm8k": {}}}}}, {"models": {}}, {"***": {}}])
+def test_a_report_of_a_run_with_nothing_in_it_is_refused(
+    record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = _pair(tmp_path / "work", {})
+    (first / "run.json").write_text(json.dumps(record))
+    for runs in ([first], [second, first]):
+        assert main(["report", *map(str, runs)]) == 2
+        said = capsys.readouterr().err
+        assert f"{first}: its run.json names no model with a dataset" in said
+        assert f"-r {first.name}" in said
 
 
 # ---- runs of its own

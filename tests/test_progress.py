@@ -39,3 +39,17 @@ def test_the_last_line_comes_once_even_if_the_end_takes_its_time() -> None:
 
 def test_questions_left_open_are_counted_at_the_end_too() -> None:
     assert printed((PLAIN_LINES / 2, 4)) == ["4/10"]
+
+
+def test_a_name_on_a_terminal_is_no_markup() -> None:
+    output = io.StringIO()
+
+    async def main() -> None:
+        tally = Tally(total=10)
+        async with Progress(Console(file=output, width=200, force_terminal=True)) as progress:
+            async with progress.watch("llama[awq][/]", tally):
+                await asyncio.sleep(1)
+            output.truncate(output.tell() - len(output.getvalue().splitlines()[-1]) - 1)  # the line at the end
+
+    virtual_time.run(main())
+    assert "llama[awq][/]" in output.getvalue()

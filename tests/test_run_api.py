@@ -257,6 +257,22 @@ def test_ctrl_c_finishes_what_is_in_flight(command: Command) -> None:
     assert set(server.asked.values()) == {1}
 
 
+def test_ctrl_c_ends_a_comparison_even_if_all_of_the_first_run_was_in_flight(command: Command) -> None:
+    with serving(FakeServer(latency=1.0)) as server:
+        process = command.start(
+            "compare", "--hf-path", "some/model", "--datasets", "demo", "--limit", "4", "-w", command.work,
+            "-a", "openai,vllm", "--api-base", server.url, "--api-model", "demo",
+        )  # fmt: skip
+        when_asked(server, process, 4)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "waiting for 4 in flight" in output
+    assert "the same command goes on" in output
+    assert "vllm is not compared" not in output
+    assert len(command.folders()) == 1
+
+
 @pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)])
 def test_ctrl_c_twice_and_sigterm_stop_now(command: Command, signals: tuple[signal.Signals, ...]) -> None:
     with serving(FakeServer(latency=0.1)) as server:
@@ -529,6 +545,57 @@ def test_eval_and_viz_work_on_what_is_stored(command: Command) -> None:
         assert command.run(config, "-m", "eval")[0] == 2
         assert sum(server.asked.values()) == 5
     assert len(command.folders()) == 1
+
+
+@pytest.mark.parametrize("mode", ["eval", "viz"])
+def test_eval_and_viz_of_another_model_leave_the_run_as_it_is(command: Command, mode: str) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        assert command.run(config, "--limit", "5")[0] == 0
+        before = command.manifest()
+        config.write_text(config.read_text().replace("demo-api", "other"))
+        code, output = command.run(config, "-m", mode, "-r")
+    assert code == 2
+    assert "of 'other/demo'; it has those of 'demo-api/demo'" in output
+    assert "give the same config and -a" in output
+    assert command.manifest() == before
+
+
+def test_eval_of_one_model_keeps_the_others_of_the_run(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        alone = config.read_text()
+        config.write_text(alone + "models.append({**models[0], 'abbr': 'second'})\n")
+        assert command.run(config, "--limit", "5")[0] == 0
+        before = command.manifest()
+        config.write_text(alone)
+        assert command.run(config, "-m", "eval", "-r")[0] == 0
+        after = command.manifest()
+        assert (after["status"], after["models"]) == ("complete", before["models"])
+        config.write_text(alone.replace("demo-api", "second"))
+        code, output = command.run(config, "-m", "viz", "-r")
+    assert (code, "100.00" in output) == (0, True), output
+
+
+def test_eval_without_a_store_and_viz_without_a_record_say_so(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        command.run(config, "--limit", "5")
+    (run,) = command.folders()
+    for file in command.work.glob("*.sqlite*"):
+        file.unlink()
+    code, output = command.run(config, "-m", "eval", "-r")
+    assert (code, "has no answers of 'demo-api/demo'; it has none at all" in output) == (2, True), output
+    assert not list(command.work.glob("*.sqlite*"))
+    assert command.manifest()["status"] == "complete"
+    (run / "run.json").unlink()
+    code, output = command.run(config, "-m", "viz", "-r")
+    assert (code, f"score it first: -m eval -r {run.name}" in output) == (2, True), output
+
+
+def test_a_config_behind_r_is_no_timestamp(command: Command) -> None:
+    code, output = command("run", "-r", "eval.py")
+    assert (code, "put the config first: evalswap run eval.py -r" in output) == (2, True), output
 
 
 def test_work_folders_that_cannot_be_written(command: Command, tmp_path: Path) -> None:

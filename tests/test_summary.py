@@ -87,3 +87,11 @@ def test_the_printed_table_keeps_every_cell() -> None:
     text = console.export_text()
     assert "100.00" in text
     assert "partial: 9 of 10" in text
+
+
+def test_names_are_no_markup() -> None:
+    console = Console(record=True, width=120)
+    summary.show(console, [[*summary.HEADER, "llama[awq]", "smol_base[/]"], ["a[b]", "1", "acc[x]", "gen", "1", "2"]])
+    text = console.export_text()
+    for name in ("llama[awq]", "smol_base[/]", "a[b]", "acc[x]"):
+        assert name in text

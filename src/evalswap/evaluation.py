@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from evalswap.reporting.progress import Progress
 from evalswap.reporting.screens import show_engine, show_error, show_plan, show_times, show_unanswered
 from evalswap.scoring.behind import JobScoring
 from evalswap.scoring.scorer import Score, Scorer
-from evalswap.store import Store
+from evalswap.store import FILE_NAME, Store
 
 SHOWN_FAILURES = 5
+SHOWN_JOBS = 5  # in one line
 SCORE_SECONDS = 0.25  # between two looks at what can be scored behind the asking
 SCORED_AT_ONCE = 256  # rows; then answers have their turn
 
@@ -122,8 +123,12 @@ class Evaluation:
         if options.mode == "viz":
             self._read_scores(folder)
             return self._report(folder)
+        if not (asks or (options.work_dir / FILE_NAME).exists()):  # it would be made anew
+            self._refuse_others(folder, ())
         store = Store(options.work_dir)
         try:
+            if not asks:
+                self._refuse_others(folder, store.jobs(folder.name))
             self._open_files(store, folder)
             if asks:
                 folder.write_config(self.experiment, self.redact)
@@ -242,10 +247,31 @@ class Evaluation:
 
     def _read_scores(self, folder: RunFolder) -> None:
         manifest = folder.read_manifest()
+        self._refuse_others(
+            folder,
+            [
+                f"{model}/{dataset}"
+                for model, record in manifest.get("models", {}).items()
+                for dataset, entry in record.get("datasets", {}).items()
+                if "metrics" in entry
+            ],
+        )
         for cell in self._cells:
             score = score_of(manifest, cell.plan.abbr, cell.dataset.abbr)
             if score is not None:
                 self.scores[cell.plan.summary_abbr][cell.dataset.abbr] = score
+
+    def _refuse_others(self, folder: RunFolder, jobs: Collection[str]) -> None:
+        """Raise ConfigError if an earlier run, which has these jobs, has none of the wanted ones."""
+        wanted = [cell.job for cell in self._cells]
+        if not set(wanted).isdisjoint(jobs):
+            return
+        if self.options.mode == "viz":
+            what, first = "scores", f"score it first: -m eval -r {folder.name}"
+        else:
+            what, first = "answers", f"ask first: -r {folder.name} without -m"
+        has, hint = (f"those of {_listed(jobs)}", "give the same config and -a") if jobs else ("none at all", first)
+        raise ConfigError(f"run {folder.name} has no {what} of {_listed(wanted)}; it has {has}", hint)
 
     def _cells_of(self, plan: ModelPlan) -> list[_Cell]:
         return [cell for cell in self._cells if cell.plan is plan]
@@ -253,7 +279,11 @@ class Evaluation:
     # -- the end ---------------------------------------------------------------------------------------
 
     def _write_manifest(self, store: Store, folder: RunFolder) -> None:
-        models = {}
+        before = folder.read_manifest()
+        asked = self.options.mode in ("all", "infer")
+        kept = {} if asked else dict(before.get("models", {}))  # what is not asked anew stays a part of the run
+        others_complete = kept.keys() <= {plan.abbr for plan in self.plans} or before.get("status") == "complete"
+        models = kept
         for plan in self.plans:
             scores = self.scores[plan.summary_abbr] if self.options.mode != "infer" else {}
             datasets = {
@@ -269,11 +299,11 @@ class Evaluation:
             }
             models[plan.abbr] = model_record(plan, datasets, self.outcomes.get(plan.abbr), self.redact)
         record = run_record(
-            folder.read_manifest(),
+            before,
             self.experiment,
             models,
             began=self.options.began,
-            status="complete" if self._complete() else "partial",
+            status="complete" if self._complete() and others_complete else "partial",
             interrupted=self.interrupted,
             redact=self.redact,
         )
@@ -310,6 +340,11 @@ class Evaluation:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _listed(jobs: Collection[str]) -> str:
+    more = f" and {len(jobs) - SHOWN_JOBS} more" if len(jobs) > SHOWN_JOBS else ""
+    return ", ".join(f"'{job}'" for job in list(jobs)[:SHOWN_JOBS]) + more
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:

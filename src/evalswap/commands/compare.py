@@ -150,7 +150,21 @@ def _read_runs(arguments: argparse.Namespace, *, asked: bool) -> list[list[Side]
         value = getattr(arguments, name)
         if value is not None and value is not False:
             raise ConfigError(f"{option_of(name)} is for engines to run; these runs are finished")
-    return [read_sides(path) for path in paths]
+    runs = [read_sides(path) for path in paths]
+    if len(runs) == 1:
+        _refuse_alone(runs)
+    return runs
+
+
+def _refuse_alone(runs: Sequence[Sequence[Side]]) -> None:
+    """Raise ConfigError for a single run, unless it has a model on two engines."""
+    from evalswap.comparing.pairing import pair_up
+
+    try:
+        pair_up(runs)
+    except ConfigError as error:
+        message = "one run is no comparison, unless it has the same model on two engines"
+        raise ConfigError(message, "give a second run folder, or the config and -a hf,vllm") from error
 
 
 def _planned(arguments: argparse.Namespace) -> list[Planned]:

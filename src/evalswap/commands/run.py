@@ -15,7 +15,7 @@ from evalswap.commands.selection import (
     plan_models,
     work_dir_of,
 )
-from evalswap.errors import EXIT_OK, EvalswapError
+from evalswap.errors import EXIT_OK, ConfigError, EvalswapError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +60,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 def _run_with(tokenizers: TokenizerProcess, arguments: argparse.Namespace, console: Console) -> int:
     from evalswap.evaluation import Evaluation, RunOptions
 
+    if arguments.config is None and (arguments.reuse or "").endswith(".py"):
+        raise ConfigError(
+            f"-r {arguments.reuse}: -r takes the word behind it as a run's TIMESTAMP, and this looks like a config",
+            f"put the config first: evalswap run {arguments.reuse} -r",
+        )
     experiment, plans = plan_models(arguments)
     if experiment.ignored:
         names = ", ".join(experiment.ignored)

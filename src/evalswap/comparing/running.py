@@ -125,7 +125,8 @@ class Rerunner:
     def run(self, experiment: Experiment, plans: Sequence[ModelPlan], work: Path, limit: int | None) -> list[Side]:
         """Run an experiment in a new folder of ``work`` and return its sides.
 
-        Raises what the run raises; the folder is not left behind empty.
+        Raises what the run raises, and KeyboardInterrupt after one that was interrupted, even if all of it was
+        answered; the folder is not left behind empty.
         """
         from evalswap.evaluation import Evaluation, RunOptions
         from evalswap.reporting.folder import RunFolder
@@ -141,7 +142,10 @@ class Rerunner:
                 began=self.began,
                 secrets=self.secrets,
             )
-            Evaluation(experiment, plans, options, self.console, self.tokenizers).run()
+            evaluation = Evaluation(experiment, plans, options, self.console, self.tokenizers)
+            evaluation.run()
+            if evaluation.interrupted:  # whoever wanted no more wants no further engine either
+                raise KeyboardInterrupt
         except BaseException:
             if not any(folder.path.iterdir()):
                 folder.path.rmdir()

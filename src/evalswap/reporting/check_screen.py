@@ -36,7 +36,7 @@ def show_checks(
             text = escape(redact(finding.text))
             if finding.hint:
                 text += f"\n[dim]→[/] {escape(redact(finding.hint))}"
-            view.add_row(MARKS[finding.level], finding.about, text)
+            view.add_row(MARKS[finding.level], escape(finding.about), text)
         console.print(view)
         problems = len(check.problems)
         verdict = "[green]it can run[/]" if not problems else f"[bold red]{problems} problem{'s'[: problems > 1]}[/]"

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -92,7 +93,8 @@ class Progress:
         grid.add_column(width=30)
         grid.add_column()
         for label, tally in self._shown.items():
-            grid.add_row(label, ProgressBar(total=max(1, tally.total), completed=tally.done, width=30), as_line(tally))
+            bar = ProgressBar(total=max(1, tally.total), completed=tally.done, width=30)
+            grid.add_row(escape(label), bar, as_line(tally))
         return grid
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from evalswap.config.specs import DatasetSpec
@@ -149,9 +150,9 @@ def show(console: Console, rows: Sequence[Sequence[str]]) -> None:
     """Print the table."""
     view = Table(title="summary", title_justify="left", title_style="bold")
     for i, name in enumerate(rows[0]):
-        view.add_column(name, justify="right" if i >= len(HEADER) else "left", overflow="fold")
+        view.add_column(escape(name), justify="right" if i >= len(HEADER) else "left", overflow="fold")
     for row in rows[1:]:
-        view.add_row(*row)
+        view.add_row(*map(escape, row))
     console.print(view)
 
 

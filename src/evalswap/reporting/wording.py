@@ -90,6 +90,8 @@ def proof_words(proof: WiringProof) -> str:
     """Return what the float32 sample showed, in a sentence without its end."""
     if proof.skipped:
         return f"skipped: {proof.skipped}"
+    if not proof.rows:
+        return "skipped: no row was answered by both"
     line = f"{proof.identical:,} of {proof.rows:,} outputs are identical in float32"
     if proof.identical == proof.rows:
         return f"{line}: prompts, stops and sampling are wired the same, what differs otherwise is arithmetic"
