@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from evalswap.config.experiment import from_config
+from evalswap.config.loading import ConfigLoader
 from evalswap.errors import ConfigError, EvalswapError, StoreError
+from evalswap.redaction import Redactor
 from evalswap.reporting.folder import RunFolder
+from evalswap.reporting.manifest import score_of
 
 
 def told(error: EvalswapError) -> str:
@@ -59,3 +68,75 @@ def test_a_work_folder_that_cannot_be_made_can_be_mended_or_changed(
     with pytest.raises(StoreError, match="No space left on device") as raised:
         RunFolder.create(tmp_path)
     assert "free disk space or make the folder writable, or choose another work folder with -w" in told(raised.value)
+
+
+# ---- what is written has no secret in it, and can be read again
+
+TEXTS = st.text('ab1.-_/ "\\\n', max_size=6)
+LONG_SECRET = "very-secret-value-0123456789"
+
+
+def record(abbr: str, **more: Any) -> dict[str, Any]:
+    entry = {"metrics": {"accuracy": 0.12345}, "total": 1234, "answered": 1234}
+    return {"models": {abbr: {"engine": {"name": "llamacpp"}, "datasets": {"demo": entry}, **more}}}
+
+
+@pytest.mark.parametrize("secret", ["llama", "data", "1234", "name", "EMPTY", "llamacpp", LONG_SECRET])
+@pytest.mark.parametrize("abbr", ["risk-assessment-7b", "tiny", "data", "task-specific-model-with-a-long-name"])
+def test_a_record_can_be_read_whatever_the_key_is(secret: str, abbr: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_manifest(record(abbr, error=f"the key {secret} is bad"), Redactor([secret]))
+    manifest = folder.read_manifest()
+    score = score_of(manifest, abbr, "demo")
+    assert score is not None
+    assert (score.metrics, score.total, score.answered) == ({"accuracy": 0.12345}, 1234, 1234)
+    assert manifest["models"][abbr]["engine"]["name"] == "llamacpp"
+    kept = secret in ("EMPTY", "llamacpp")
+    assert manifest["models"][abbr]["error"] == f"the key {secret if kept else '***'} is bad"
+
+
+@given(
+    st.sampled_from(["data", "1234", "ab1a", "true", "null", LONG_SECRET]),
+    st.dictionaries(TEXTS, st.recursive(st.integers() | st.floats(allow_nan=False) | TEXTS, st.lists, max_leaves=5)),
+)
+def test_the_written_record_is_the_record(secret: str, values: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(Path(path))
+        folder.write_manifest({secret: values, "said": [secret, f'"{secret}"\n']}, Redactor([secret]))
+        if any(secret in text for text in json.dumps(values).split('"')):
+            return  # tests/test_redaction.py has what becomes of these
+        masked = "***" if secret != "null" else secret
+        assert folder.read_manifest() == {secret: values, "said": [masked, f'"{masked}"\n']}
+
+
+CONFIG = """
+models = [{'type': 'OpenAISDK', 'path': '/mnt/disk-storage01/models/task-specific-7b', 'abbr': 'risk-assessment-7b',
+  'openai_api_base': 'http://me:pass@host/v1', 'key': '%s', 'max_out_len': 1234}]
+datasets = [{'type': 'GSM8KDataset', 'abbr': 'gsm8k',
+  'reader_cfg': {'input_columns': ['question'], 'output_column': 'answer'},
+  'infer_cfg': {'prompt_template': {'template': {'round': [{'role': 'HUMAN', 'prompt': '{question}'}]}}},
+  'eval_cfg': {'evaluator': {'type': 'Gsm8kEvaluator'}, 'pred_postprocessor': {'type': 'gsm8k_postprocess'}}}]
+"""
+
+
+@pytest.mark.parametrize("secret", ["1234", "data", "model", LONG_SECRET, "a'b-\"c d" * 20])
+def test_the_kept_config_is_a_config_without_the_key(secret: str, tmp_path: Path) -> None:
+    source = tmp_path / "asked.py"
+    source.write_text(CONFIG % secret.replace("'", "\\'"))
+    asked = from_config(source, ConfigLoader())
+    RunFolder(tmp_path).write_config(asked, Redactor([secret]))
+    (kept,) = (tmp_path / "configs").glob("*.py")
+    again = from_config(kept, ConfigLoader())
+    assert again.datasets == asked.datasets
+    (model,), (before,) = again.models, asked.models
+    assert (model.abbr, model.path, model.max_out_len) == (before.abbr, before.path, 1234)
+    assert (model.model_dump()["key"], model.model_dump()["openai_api_base"]) == ("***", "http://***@host/v1")
+
+
+def test_a_record_that_is_no_json_is_named_with_what_to_do(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "20261122_205754")
+    folder.path.mkdir()
+    folder.manifest.write_text('{"accuracy": 0.***5}')
+    with pytest.raises(StoreError, match=r"run\.json: not readable") as raised:
+        folder.read_manifest()
+    assert "-r 20261122_205754" in told(raised.value)

@@ -31,7 +31,13 @@ def read_sides(path: Path) -> list[Side]:
     manifest = folder.read_manifest()
     stored = (folder.path.parent / FILE_NAME).is_file()
     if manifest and stored:
-        return _read_run(folder, manifest)
+        sides = _read_run(folder, manifest)
+        if not sides:
+            raise ConfigError(
+                f"{path}: its run.json names no model with a dataset",
+                f"give the run's command again with -r {folder.name}: what is stored is not asked again",
+            )
+        return sides
     if not manifest and stored and _has_items(folder):
         raise ConfigError(
             f"{path}: this run has not come to its end",

@@ -14,6 +14,7 @@ from rich.table import Table
 from evalswap import __version__
 from evalswap.checking.findings import ModelCheck
 from evalswap.plan import ModelPlan
+from evalswap.redaction import redact_values
 from evalswap.reporting.screens import show_plan
 
 MARKS = {"good": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[bold red]problem[/]"}
@@ -47,7 +48,7 @@ def as_json(checks: Sequence[ModelCheck], redact: Callable[[str], str]) -> str:
     """Return the same for a program: ``{"evalswap", "ok", "models": [{"abbr", "ok", "findings", …}]}``."""
     models: list[dict[str, Any]] = [{**dataclasses.asdict(check), "ok": not check.problems} for check in checks]
     whole = {"evalswap": __version__, "ok": all(model["ok"] for model in models), "models": models}
-    return json.dumps(_redacted(whole, redact), indent=2, ensure_ascii=False, default=str)
+    return json.dumps(redact_values(whole, redact), indent=2, ensure_ascii=False, default=str)
 
 
 def _show_prompt(console: Console, prompt: str) -> None:
@@ -55,11 +56,3 @@ def _show_prompt(console: Console, prompt: str) -> None:
     console.print("[dim]the first prompt, as the engine reads it[/]")
     for line in shown.splitlines():
         console.print(f"  │ {line}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _redacted(value: Any, redact: Callable[[str], str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _redacted(item, redact) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_redacted(item, redact) for item in value]
-    return redact(value) if isinstance(value, str) else value

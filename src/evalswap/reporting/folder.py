@@ -19,7 +19,7 @@ from typing import Any
 
 from evalswap.config.experiment import Experiment
 from evalswap.errors import ConfigError, StoreError, did_you_mean
-from evalswap.redaction import Redactor
+from evalswap.redaction import Redactor, redact_values
 
 TIME_FORMAT = "%Y%m%d_%H%M%S"
 _RUN_NAME = re.compile(r"\d{8}_\d{6}(_\d+)?")  # as RunFolder.create() names them
@@ -75,17 +75,21 @@ class RunFolder:
 
     def write_config(self, experiment: Experiment, redact: Redactor) -> None:
         """Write what was asked for, as a config again, without keys."""
+        asked = {
+            "models": [model.model_dump(exclude_defaults=True) for model in experiment.models],
+            "datasets": [dataset.model_dump(exclude_defaults=True) for dataset in experiment.datasets],
+            "summarizer": dict(experiment.summarizer),
+        }
         parts = [
-            f"# what this run was asked for, read from {experiment.source}",
-            "models = " + _pretty([m.model_dump(exclude_defaults=True) for m in experiment.models]),
-            "datasets = " + _pretty([d.model_dump(exclude_defaults=True) for d in experiment.datasets]),
-            "summarizer = " + _pretty(dict(experiment.summarizer)),
+            redact(f"# what this run was asked for, read from {experiment.source}"),
+            *(f"{name} = {_pretty(value)}" for name, value in redact_values(asked, redact).items()),
         ]
         name = f"{datetime.now().strftime(TIME_FORMAT)}_{os.getpid()}.py"
-        write_text(self.path / "configs" / name, redact("\n\n".join(parts) + "\n"))
+        write_text(self.path / "configs" / name, "\n\n".join(parts) + "\n")
 
     def write_manifest(self, manifest: Mapping[str, Any], redact: Redactor) -> None:
-        write_text(self.manifest, redact(json.dumps(manifest, ensure_ascii=False, indent=2, default=str)) + "\n")
+        text = json.dumps(redact_values(manifest, redact), ensure_ascii=False, indent=2)
+        write_text(self.manifest, text + "\n")
 
     def read_manifest(self) -> dict[str, Any]:
         """Return run.json, or an empty dict if there is none (a run that was killed before)."""
@@ -94,7 +98,8 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise StoreError(f"{self.manifest}: not readable: {error}") from error
+            hint = f"give the run's command again with -r {self.name}, without this file: answers are stored beside it"
+            raise StoreError(f"{self.manifest}: not readable: {error}", hint) from error
         return data if isinstance(data, dict) else {}
 
 

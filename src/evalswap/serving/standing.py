@@ -15,6 +15,7 @@ from typing import Any
 from evalswap import __version__
 from evalswap.engines.base import LOOPBACK
 from evalswap.errors import EngineError
+from evalswap.redaction import redact_values
 from evalswap.serving import keeper, processes
 from evalswap.serving.launching import PreparedEngine
 from evalswap.serving.registrations import Registration, register, this_machine, unregister, update
@@ -48,7 +49,7 @@ class Standing:
             model=prepared.checkpoint.name,
             device=prepared.found.device,
             identity=fingerprint(prepared),
-            facts=_redacted(prepared.facts(), redact),
+            facts=redact_values(prepared.facts(), redact),
             context_len=prepared.launch.context_len,
             machine=this_machine(),
             pid=pid,
@@ -124,11 +125,3 @@ async def _unless(told: asyncio.Event, doing: Any) -> bool:
         return True
     task.result()
     return False
-
-
-def _redacted(value: Any, redact: Callable[[str], str]) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _redacted(item, redact) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_redacted(item, redact) for item in value]
-    return redact(value) if isinstance(value, str) else value
