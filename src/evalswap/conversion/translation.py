@@ -53,23 +53,9 @@ EVALSWAP_ARGS: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 # Flags without which evalswap would not find its own server, or would not be let in.
 ITS_OWN_FLAGS = frozenset(
-    [
-        "port",
-        "server_port",
-        "served_model_name",
-        "api_key",
-        "api_keys",
-        "api_key_file",
-        "api_prefix",
-        "uds",
-        "root_path",
-        "ssl",
-        "ssl_keyfile",
-        "ssl_certfile",
-        "ssl_key_file",
-        "ssl_cert_file",
-    ]
-)
+    {"port", "server_port", "uds", "root_path", "api_prefix", "served_model_name", "api_key", "api_keys",
+     "api_key_file", "ssl", "ssl_keyfile", "ssl_certfile", "ssl_key_file", "ssl_cert_file"}
+)  # fmt: skip
 
 
 class Translation:
