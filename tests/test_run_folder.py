@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from evalswap.config.experiment import from_config
 from evalswap.config.loading import ConfigLoader
 from evalswap.errors import ConfigError, EvalswapError, StoreError
 from evalswap.redaction import Redactor
-from evalswap.reporting.folder import RunFolder
+from evalswap.reporting.folder import RunFolder, write_text
 from evalswap.reporting.manifest import score_of
 
 
@@ -140,3 +141,17 @@ def test_a_record_that_is_no_json_is_named_with_what_to_do(tmp_path: Path) -> No
     with pytest.raises(StoreError, match=r"run\.json: not readable") as raised:
         folder.read_manifest()
     assert "-r 20261122_205754" in told(raised.value)
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """A device that root may write to, for one."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StoreError, match="pipe: there is something that is no file"):
+        write_text(pipe, "report")
+    assert pipe.is_fifo()
+    link, file = tmp_path / "link", tmp_path / "file"
+    file.write_text("old")
+    link.symlink_to(file)
+    write_text(link, "new")
+    assert (link.is_symlink(), file.read_text()) == (True, "new")

@@ -72,7 +72,7 @@ def _with_flags_dtype(plan: ModelPlan) -> ModelPlan:
 def _refuse_accelerator(spec: ModelSpec, options: EngineOptions, own: str) -> None:
     if options.accelerator not in (None, own):
         raise ConversionError(
-            f"{spec.abbr}: a {spec.type} model cannot be moved to '{options.accelerator}'",
+            f"{spec.abbr}: a model of type {spec.type} cannot be moved to '{options.accelerator}'",
             "-a moves HuggingFacewithChatTemplate and HuggingFaceBaseModel specs; "
             f"leave -a out to run this one as it is ({own})",
         )

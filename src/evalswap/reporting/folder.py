@@ -7,6 +7,7 @@ predictions and results, ``summary.py`` the summary, ``manifest.py`` what is in 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pprint
@@ -115,9 +116,15 @@ def write_text(path: Path, text: str | Iterable[str]) -> Path:
 
 
 def write_bytes(path: Path, parts: Iterable[bytes]) -> Path:
-    """Write a whole file or none: into a temporary one, then renamed. Raises StoreError."""
+    """Write a whole file or none: into a temporary one, then renamed. Raises StoreError.
+
+    Where a link stands, what it leads to is written; what is there and no file, a device for one, is not replaced.
+    """
     temporary = ""
     try:
+        path = path.resolve() if path.is_symlink() else path
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "there is something that is no file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False, suffix=".part") as stream:
             temporary = stream.name
