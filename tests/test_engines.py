@@ -214,32 +214,6 @@ def test_an_engine_s_limit_is_of_each_copy(name: str, replicas: str, flag: str, 
     assert int(command(name, split)[word]) <= 1024  # a step has 2048 tokens on smaller GPUs, and vLLM refuses more
 
 
-@pytest.mark.parametrize(
-    ("name", "flag"),
-    [
-        ("vllm", "data_parallel_size"),
-        ("vllm", "tp"),
-        ("vllm", "pp"),
-        ("sglang", "dp_size"),
-        ("sglang", "pp_size"),
-        ("lmdeploy", "dp"),
-        ("lmdeploy", "tp"),
-    ],
-)
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_nothing_is_split_into_no_parts(name: str, flag: str, device: str, model: Path) -> None:
-    engine, wanted = managed_engine(name), launch(model, device, engine_args={flag: 0}, answers=5)
-    doing = (engine.window, engine.environment, lambda it: engine.command(it, Path("python"), 1))
-    refused = 0
-    for step in doing:
-        try:
-            step(wanted)
-        except ConversionError as error:
-            assert error.message == f"--engine-args {flag}=0: at least 1 is wanted"
-            refused += 1
-    assert refused
-
-
 def test_data_parallel_attention_is_one_copy_over_all_gpus(model: Path) -> None:
     wanted = launch(model, num_gpus=4, engine_args={"enable_dp_attention": True, "dp_size": 4})
     words = command("sglang", wanted)

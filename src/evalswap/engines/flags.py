@@ -55,15 +55,6 @@ def number(arguments: Mapping[str, Any], *names: str, default: int) -> int:
     return default
 
 
-def parts(arguments: Mapping[str, Any], *names: str) -> int:
-    """Return into how many parts a flag splits something: 1 without it. Raises ConversionError for fewer."""
-    count = number(arguments, *names, default=1)
-    if count < 1:
-        name = next(name for name in names if arguments.get(name) is not None)
-        raise ConversionError(f"--engine-args {name}={arguments[name]}: at least 1 is wanted", "correct it")
-    return count
-
-
 def tokens(arguments: Mapping[str, Any], *names: str, shared_by: int = 1, less: int = 0) -> int | None:
     """Return the first of the named lengths; None if there is none, or one that only the engine understands ("auto").
 

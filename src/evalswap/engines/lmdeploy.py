@@ -29,7 +29,6 @@ from evalswap.engines.flags import (
     kept_caches,
     number,
     own_environment,
-    parts,
     tensor_parallel,
     tokens,
 )
@@ -91,7 +90,7 @@ class Lmdeploy(ManagedEngine):
     def configured(self, plan: LaunchPlan, device: str | None = None) -> Lmdeploy:
         _check_dtype(plan.dtype)
         asked = given(plan.engine_args)
-        if asked.get("backend") == "pytorch" and parts(asked, "dp") > 1:
+        if asked.get("backend") == "pytorch" and number(asked, "dp", default=1) > 1:
             raise ConversionError(
                 "lmdeploy's PyTorch backend starts a server for each data-parallel copy, and evalswap asks one",
                 "leave dp out, or take backend=turbomind",
@@ -148,8 +147,8 @@ class Lmdeploy(ManagedEngine):
     def replicas(self, launch: Launch) -> int:
         asked = given(launch.engine_args)
         if "tp" in asked:  # dp then counts the copies of attention alone, and those of the rest share their GPUs
-            return max(1, launch.num_gpus // parts(asked, "tp"))
-        return parts(asked, "dp")
+            return max(1, launch.num_gpus // number(asked, "tp", default=1))
+        return number(asked, "dp", default=1)
 
     def window(self, launch: Launch) -> int:
         asked = number(

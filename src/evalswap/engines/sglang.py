@@ -28,7 +28,7 @@ from evalswap.engines.base import (
     Refused,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, parts, tensor_parallel, tokens
+from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel, tokens
 from evalswap.engines.start_modes import graph_sizes, start_mode
 from evalswap.errors import ConversionError
 from evalswap.plan import LaunchPlan
@@ -139,7 +139,7 @@ class Sglang(ManagedEngine):
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
         _check_dtype(launch.dtype, launch.device)
         asked = given(launch.engine_args)
-        stages = parts(asked, "pp_size", "pipeline_parallel_size")
+        stages = number(asked, "pp_size", "pipeline_parallel_size", default=1)
         window = self._of_each_copy(launch)
         own: dict[str, Any] = {
             "model_path": launch.model,
@@ -260,7 +260,7 @@ def _check_dtype(dtype: str, device: str | None) -> None:
 
 
 def _data_parallel(asked: Mapping[str, Any]) -> int:
-    return parts(asked, "dp_size", "data_parallel_size")
+    return number(asked, "dp_size", "data_parallel_size", default=1)
 
 
 def _mode_flags(mode: str, window: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from evalswap.engines.base import (
     Native,
     SamplingTable,
 )
-from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, parts, tensor_parallel, tokens
+from evalswap.engines.flags import flags, given, kept_caches, number, own_environment, tensor_parallel, tokens
 from evalswap.engines.prometheus import read_load
 from evalswap.engines.start_modes import graph_sizes, start_mode
 from evalswap.errors import ConversionError
@@ -134,7 +134,7 @@ class Vllm(ManagedEngine):
             own |= {"model": launch.model} | CPU_FLAGS
             # One model in the engine's own process: a second one waits busily, which costs the model half of a core
             # where there are few. Parts of a model need a process each: with "uni" the first waits for ever.
-            own["distributed_executor_backend"] = "uni" if _processes(asked) == 1 else "mp"
+            own["distributed_executor_backend"] = "uni" if _parts(asked) == 1 else "mp"
             start = ["vllm.entrypoints.openai.api_server"]
         else:
             own["tensor_parallel_size"] = tensor_parallel(launch, self.replicas(launch), _stages(asked))
@@ -146,8 +146,8 @@ class Vllm(ManagedEngine):
         return [str(python), "-m", *start, *flags(own | asked, negatable=asked.keys() - own.keys(), short=SHORT_FLAGS)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        cpu, processes = launch.device == "cpu", _processes(given(launch.engine_args))
-        env = own_environment(launch, sharing=processes * self.replicas(launch) if cpu else 1) | {
+        cpu, parts = launch.device == "cpu", _parts(given(launch.engine_args))
+        env = own_environment(launch, sharing=parts * self.replicas(launch) if cpu else 1) | {
             "VLLM_HOST_IP": LOOPBACK,
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
@@ -158,7 +158,7 @@ class Vllm(ManagedEngine):
             # The cache's size in GiB is the user's to say; binding would reserve one of few cores.
             defaults = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             env |= {name: os.environ.get(name, value) for name, value in defaults.items()}
-            if processes == 1:
+            if parts == 1:
                 env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # without it "uni" is not obeyed on a CPU
         else:
             # The engine's process starts as a copy of the server's, which has imported everything already. Where
@@ -183,7 +183,7 @@ class Vllm(ManagedEngine):
         return original
 
     def replicas(self, launch: Launch) -> int:
-        return parts(given(launch.engine_args), "data_parallel_size", "dp")
+        return number(given(launch.engine_args), "data_parallel_size", "dp", default=1)
 
     def window(self, launch: Launch) -> int:
         return self._of_each_copy(launch) * self.replicas(launch)
@@ -202,12 +202,12 @@ class Vllm(ManagedEngine):
 
 
 def _stages(asked: Mapping[str, Any]) -> int:
-    return parts(asked, "pipeline_parallel_size", "pp")
+    return number(asked, "pipeline_parallel_size", "pp", default=1)
 
 
-def _processes(asked: Mapping[str, Any]) -> int:
+def _parts(asked: Mapping[str, Any]) -> int:
     """Return into how many parts the flags split one model."""
-    return parts(asked, "tensor_parallel_size", "tp") * _stages(asked)
+    return number(asked, "tensor_parallel_size", "tp", default=1) * _stages(asked)
 
 
 def _check_adapter(adapter: str | None, dtype: str, device: str | None) -> None:
