@@ -16,7 +16,7 @@ from evalswap.config.specs import parse_model
 from evalswap.conversion import EngineOptions, convert
 from evalswap.engines.base import Launch
 from evalswap.engines.registry import managed_engine
-from evalswap.errors import ConversionError, ModelFilesError
+from evalswap.errors import ConfigError, ConversionError, ModelFilesError
 from evalswap.serving.environments import Interpreter
 from evalswap.serving.launching import PreparedEngine, Workload, is_context_known, resolve_launch
 
@@ -288,3 +288,22 @@ def test_flags_that_would_hide_its_server_from_evalswap_are_refused(tmp_path: Pa
     model = make_model(tmp_path / "m", {**CONFIG, "dtype": "bfloat16"})
     with pytest.raises(ConversionError, match=f"--engine-args {name}: evalswap sets up how it speaks"):
         prepared(model, "vllm", engine_args={name: "7"})
+
+
+@pytest.mark.parametrize(
+    ("engine", "flag"),
+    [
+        ("vllm", "tensor_parallel_size"),
+        ("vllm", "tp"),
+        ("vllm", "pp"),
+        ("vllm", "dp"),
+        ("sglang", "tp_size"),
+        ("sglang", "dp_size"),
+        ("lmdeploy", "tp"),
+        ("lmdeploy", "dp"),
+    ],
+)
+def test_nothing_is_split_into_no_parts(tmp_path: Path, engine: str, flag: str) -> None:
+    model = make_model(tmp_path / "m", {**CONFIG, "dtype": "bfloat16"})
+    with pytest.raises(ConfigError, match=f"--engine-args {flag}=0: a whole number from 1 on is wanted"):
+        prepared(model, engine, engine_args={flag: 0})

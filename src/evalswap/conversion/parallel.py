@@ -32,11 +32,12 @@ PARALLEL: Mapping[str, Parallel] = {
 def gpu_rows(spec: ModelSpec, gpus: int, table: Translation, engine_args: Mapping[str, Any]) -> None:
     """Add the rows of ``run_cfg`` for a spec that names no engine: its GPUs are shared by the parts of the flags.
 
-    Raises ConfigError for a flag that is no number.
+    Raises ConfigError for a flag that is no number from 1 on.
     """
     asked = given(engine_args)
     names = PARALLEL.get(table.engine, Parallel((), ()))
     parts = math.prod(_size({}, asked, spec, "", several) or 1 for several in names.parts)
+    _size({}, asked, spec, "", names.tensor)  # for its error alone: the flag goes to the engine as it is
     device_rows(spec, gpus, table, parts if gpus % parts == 0 else 1)
 
 
