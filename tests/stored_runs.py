@@ -86,10 +86,9 @@ def write_run(work: Path, run: Run) -> Path:
         tokens = len(row.ids or ()) or 4
         started = 1_000_000.0 + 0.1 * number
         finish: Any = row.finish
-        store.add_response(
-            run.model,
-            Response(key, row.text, row.ids, finish, 3, tokens, None, started, run.seconds, 1, f"{run.engine} 1.0"),
-        )
+        engine = f"{run.engine} 1.0"
+        response = Response(key, row.text, row.ids, finish, 3, tokens, None, started, run.seconds, 1, engine)
+        store.add_responses(run.model, [response])
     store.close()
     if run.finished:
         (folder / "run.json").write_text(json.dumps(_record(run)), encoding="utf-8")

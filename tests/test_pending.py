@@ -87,7 +87,7 @@ def test_rows_that_ask_the_same_wait_for_one_answer(store: Store) -> None:
 def test_what_is_stored_or_cannot_be_asked_is_not_asked(store: Store) -> None:
     bench = Bench(store, [*rows("a", "b"), {"q": "c", "problem": "too long"}])
     key = bench.keys.key(Prompt(({"role": "user", "content": "b"},), None, None), SAMPLING)
-    store.add_response(bench.keys.source, Response(key, "b", None, "stop", 1, 1, None, 0.0, 0.0, 1, "e"))
+    store.add_responses(bench.keys.source, [Response(key, "b", None, "stop", 1, 1, None, 0.0, 0.0, 1, "e")])
     requests = asyncio.run(all_of(bench.pending))
     assert [request.row for request in requests] == [0]
     assert bench.stored == [("m/d0", 1)]

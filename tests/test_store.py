@@ -31,7 +31,7 @@ def test_ids_survive_the_store(ids: tuple[int, ...]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
-        store.add_response("source", response("k", ids))
+        store.add_responses("source", [response("k", ids)])
         assert store.responses(["k"])["k"] == response("k", ids)
         store.add_items("run", "job", [Item(0, "k", "1", [], Prompt((), "t", ids))])
         (answered,) = store.answers("run", "job")
@@ -63,7 +63,7 @@ def test_answers_come_in_row_order_and_missing_ones_are_none(tmp_path: Path) -> 
     store = Store(tmp_path)
     items = [Item(row, f"k{row}", str(row), [], Prompt((), None, None)) for row in (2, 0, 1)]
     store.add_items("run", "job", items)
-    store.add_response("source", response("k1", None))
+    store.add_responses("source", [response("k1", None)])
     store.add_failure("run", Failure("k0", "job", 0, "no luck", 3))
     answers = list(store.answers("run", "job"))
     assert [(a.row, a.response is not None) for a in answers] == [(0, False), (1, True), (2, False)]
@@ -88,7 +88,7 @@ def test_answers_are_read_page_by_page_while_others_are_added(tmp_path: Path) ->
         store.add_items("run", "job", [Item(row, f"k{row}", str(row), [], Prompt((), None, None)) for row in rows])
     seen = []
     for answered in store.answers("run", "job"):
-        store.add_response("source", response(f"k{answered.row}"))
+        store.add_responses("source", [response(f"k{answered.row}")])
         seen.append(answered.row)
     assert seen == list(range(2000))
     assert len(store.responses([f"k{row}" for row in range(2000)])) == 2000
@@ -132,7 +132,7 @@ def test_a_store_of_an_older_evalswap_goes_on(tmp_path: Path) -> None:
     db.close()
     store = Store(tmp_path)
     store.add_items("run", "job", [Item(0, "k0", "1", [], Prompt((), None, None))])
-    store.add_response("source", response("k0"))
+    store.add_responses("source", [response("k0")])
     (answered,) = store.answers("run", "job")
     assert answered.response == response("k0")
     assert store.expected_rows("run", "job") is None
@@ -147,7 +147,7 @@ from evalswap.records import Response
 from evalswap.store import Store
 store = Store(Path(sys.argv[1]))
 for i in range(50):
-    store.add_response("s", Response(f"k{i}", "t", (i,), "stop", 1, 1, None, 0.0, 0.0, 1, "e"))
+    store.add_responses("s", [Response(f"k{i}", "t", (i,), "stop", 1, 1, None, 0.0, 0.0, 1, "e")])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)])
@@ -168,6 +168,6 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
     store._db.execute("PRAGMA max_page_count = 20")  # as good as a full disk: SQLITE_FULL
     with pytest.raises(StoreError, match="cannot be written"):
         for i in range(1000):
-            store.add_response("s", response(f"k{i}", tuple(range(1000))))
+            store.add_responses("s", [response(f"k{i}", tuple(range(1000)))])
     assert store.responses(["k0"])
     store.close()

@@ -145,16 +145,14 @@ class Store:
         ]
         self._write({ADD_ITEM: rows})
 
-    def add_response(self, source: str, response: Response) -> None:
-        """Store one answer; it is durable when this returns."""
-        ids = None if response.token_ids is None else pack_ids(response.token_ids)
-        self._add(
-            ADD_RESPONSE,
+    def add_responses(self, source: str, responses: Iterable[Response]) -> None:
+        """Store answers, all or none; they are durable when this returns."""
+        rows = [
             (
                 response.key,
                 source,
                 response.text,
-                ids,
+                None if response.token_ids is None else pack_ids(response.token_ids),
                 response.finish_reason,
                 response.prompt_tokens,
                 response.completion_tokens,
@@ -163,8 +161,10 @@ class Store:
                 response.seconds,
                 response.attempts,
                 response.engine,
-            ),
-        )
+            )
+            for response in responses
+        ]
+        self._write({ADD_RESPONSE: rows})
 
     def add_failure(self, run: str, failure: Failure) -> None:
         """Record that a row was given up."""

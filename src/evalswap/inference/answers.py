@@ -12,16 +12,21 @@ from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import Completion, Sampling
 
 
-def answer_text(
-    completion: Completion, sampling: Sampling, tokenizer: Tokenizer | None, *, skip_special_tokens: bool
-) -> str:
-    """Return an answer's text without its stop."""
-    if completion.token_ids is not None and tokenizer is not None:
-        ids = before_stop_id(completion.token_ids, sampling)
-        text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-    else:
-        text = completion.text or ""
-    return before_stop_word(storable(text), sampling.stop)
+def answer_texts(
+    answers: Sequence[tuple[Completion, Sampling]], tokenizer: Tokenizer | None, *, skip_special_tokens: bool
+) -> list[str]:
+    """Return the answers' texts without their stops; those that came as token ids are decoded all at once."""
+    texts = [completion.text or "" for completion, _ in answers]
+    if tokenizer is not None:
+        ids = {
+            place: before_stop_id(completion.token_ids, sampling)
+            for place, (completion, sampling) in enumerate(answers)
+            if completion.token_ids is not None
+        }
+        decoded = tokenizer.decode_all(list(ids.values()), skip_special_tokens=skip_special_tokens) if ids else []
+        for place, text in zip(ids, decoded, strict=True):
+            texts[place] = text
+    return [before_stop_word(storable(text), sampling.stop) for text, (_, sampling) in zip(texts, answers, strict=True)]
 
 
 def storable(text: str) -> str:

@@ -120,7 +120,7 @@ class Asker:
         self._end = self._loop.create_future()
         self._on_answer, self._on_failure = on_answer, on_failure
         self._feed = Feed(
-            requests, look_ahead=self._look_ahead, cost=self._cost, changed=self._changed, broken=self._break_off
+            requests, look_ahead=self._look_ahead, cost=self._cost, changed=self._changed, broken=self.break_off
         )
         for endpoint in self.endpoints:
             endpoint.now = self._loop.time
@@ -146,7 +146,8 @@ class Asker:
         self._stopping = True
         self._changed()
 
-    def _break_off(self, error: BaseException) -> None:
+    def break_off(self, error: BaseException) -> None:
+        """End the asking with an error, which :meth:`ask_all` raises."""
         if self._end is not None and not self._end.done():
             self._end.set_exception(error)
 
@@ -169,7 +170,7 @@ class Asker:
                 task.add_done_callback(self._workers.discard)
             self._settle()
         except Exception as error:  # of the iterator or of on_failure
-            self._break_off(error)
+            self.break_off(error)
 
     def _next(self) -> tuple[Item, Endpoint] | None:
         """Return what starts now, counted as in flight; None if nothing can."""
@@ -235,7 +236,7 @@ class Asker:
                 start = self._next()
             self._settle()
         except Exception as error:
-            self._break_off(error)
+            self.break_off(error)
 
     async def _attempt(self, item: Item, endpoint: Endpoint) -> None:
         """Send a request once, and settle what becomes of it."""

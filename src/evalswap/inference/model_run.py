@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,13 @@ from evalswap.checkpoint import Checkpoint
 from evalswap.content_keys import ContentKeys
 from evalswap.engines.base import Engine
 from evalswap.errors import EvalswapError
-from evalswap.inference.answers import answer_text
-from evalswap.inference.asking import Asker, Timed
+from evalswap.inference.answers import answer_texts
+from evalswap.inference.asking import Asker
 from evalswap.inference.faults import TransientError
 from evalswap.inference.pending import Job, PendingRequests
 from evalswap.inference.sampling_check import check_asked
 from evalswap.inference.tally import Tally
+from evalswap.inference.waves import Answer, Waves
 from evalswap.plan import ModelPlan
 from evalswap.prompting.requests import RequestMaker
 from evalswap.prompting.sampling import max_new_tokens, resolve_sampling
@@ -216,10 +217,12 @@ class ModelRun(ABC):
         self.asker = asker
         if self.stopping:
             asker.stop_taking()
+        waves = Waves(self._answered, asker.break_off)
         try:
-            await asker.ask_all(requests, self._answered, self._failed)
+            await asker.ask_all(requests, waves.add, self._failed)
         finally:
             self.asker = None
+            waves.end()
 
     def _begin_asking(self) -> None:
         self.tally.started = time.perf_counter()
@@ -250,39 +253,47 @@ class ModelRun(ABC):
         attempt = FailedAttempt(request.job, request.row, number, time.time() - seconds, seconds, message)
         self.store.add_attempt(self.context.run, attempt)
 
-    def _answered(self, request: Request, timed: Timed) -> None:
-        assert self.pending is not None
-        completion = timed.completion
-        text = answer_text(
-            completion,
-            request.sampling,
+    def _answered(self, answers: Sequence[Answer]) -> None:
+        """Decode, store and score; either all of them are stored or none."""
+        texts = answer_texts(
+            [(timed.completion, request.sampling) for request, timed in answers],
             self._tokenizer,
             skip_special_tokens=self.plan.sampling.skip_special_tokens,
         )
-        response = Response(
-            key=request.key,
-            text=text,
-            token_ids=completion.token_ids,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            cached_tokens=completion.cached_tokens,
-            started=timed.started,
-            seconds=timed.seconds,
-            attempts=timed.attempts,
-            engine=str(self.outcome.engine),
-        )
-        self.store.add_response(self._keys.source, response)
+        engine = str(self.outcome.engine)
+        responses = [
+            Response(
+                key=request.key,
+                text=text,
+                token_ids=timed.completion.token_ids,
+                finish_reason=timed.completion.finish_reason,
+                prompt_tokens=timed.completion.prompt_tokens,
+                completion_tokens=timed.completion.completion_tokens,
+                cached_tokens=timed.completion.cached_tokens,
+                started=timed.started,
+                seconds=timed.seconds,
+                attempts=timed.attempts,
+                engine=engine,
+            )
+            for (request, timed), text in zip(answers, texts, strict=True)
+        ]
+        self.store.add_responses(self._keys.source, responses)
+        for response in responses:
+            self._count(response)
+
+    def _count(self, response: Response) -> None:
+        """Score a new answer for all rows that waited for it."""
+        assert self.pending is not None
         tally = self.tally
         tally.answered += 1
-        tally.completion_tokens += completion.completion_tokens
-        tally.prompt_tokens += completion.prompt_tokens
-        tally.request_seconds += timed.seconds
-        entry = self.pending.open.pop(request.key)
+        tally.completion_tokens += response.completion_tokens
+        tally.prompt_tokens += response.prompt_tokens
+        tally.request_seconds += response.seconds
+        entry = self.pending.open.pop(response.key)
         if entry.began is not None:
-            tally.retry_seconds += max(0.0, time.perf_counter() - timed.seconds - entry.began)
+            tally.retry_seconds += max(0.0, time.perf_counter() - response.seconds - entry.began)
         (job, row, gold), *twins = entry.rows
-        tally.right += job.scoring.right(row, text, gold)
+        tally.right += job.scoring.right(row, response.text, gold)
         for twin in twins:  # answered by the same answer
             self._found(twin[0], twin[1], response, twin[2])
 

@@ -41,7 +41,8 @@ class TokenizerBackend(Protocol):
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         """Tokenise texts in one batch, with or without the tokenizer's own special tokens."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str: ...
+    def decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        """Return the text of each row of token ids."""
 
 
 class Tokenizer:
@@ -89,7 +90,11 @@ class Tokenizer:
         return len(self.encode([text], special_tokens=False)[0])
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        return self._backend.decode(ids, skip_special_tokens)
+        return self.decode_all([ids], skip_special_tokens=skip_special_tokens)[0]
+
+    def decode_all(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Return the text of each row of token ids."""
+        return self._backend.decode(rows, skip_special_tokens)
 
     def prompts(self, conversations: Sequence[tuple[Message, ...]], plan: PromptPlan, room: int | None) -> list[Prompt]:
         """Render and tokenise chat prompts; ``room`` is the longest prompt allowed, in tokens."""

@@ -243,8 +243,9 @@ class _Remote:
         ids: list[list[int]] = self._ask("prompts", "encode", texts, special_tokens)
         return ids
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        return str(self._ask("answers", "decode", ids, skip_special_tokens))
+    def decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        texts: list[str] = self._ask("answers", "decode", rows, skip_special_tokens)
+        return texts
 
     def _ask(self, line: str, request: str, *arguments: Any) -> Any:
         lines = self._lines

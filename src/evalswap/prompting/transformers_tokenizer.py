@@ -66,8 +66,8 @@ class TransformersTokenizer:
         ids = self._hf(list(texts), add_special_tokens=special_tokens, padding=False, truncation=False)
         return [list(row) for row in ids["input_ids"]]
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        return str(self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens))
+    def decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        return [str(self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens)) for ids in rows]
 
 
 def import_transformers() -> None:
