@@ -157,6 +157,30 @@ os.kill(os.getpid(), signal.SIGKILL)
     store.close()
 
 
+def test_no_answer_waits_for_the_disk(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    before = store.path.stat().st_size
+    for i in range(3000):
+        store.add_responses("s", [response(f"k{i}", tuple(range(200)))])
+    # All of them are in the log alone: writing it back is what waits for the disk, and it waits for the end.
+    assert store.path.stat().st_size == before
+    log = store.path.with_name("responses.sqlite-wal")
+    assert log.stat().st_size > 3000 * 4 * 200
+    store.close()
+    assert not log.exists()
+    store = Store(tmp_path)
+    assert len(store.responses([f"k{i}" for i in range(3000)])) == 3000
+    store.close()
+
+
+def test_the_log_does_not_grow_for_ever(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for i in range(300):
+        store.add_responses("s", [response(f"k{i}", tuple(range(100_000)))])  # 120 MB
+    assert store.path.with_name("responses.sqlite-wal").stat().st_size < 80e6
+    store.close()
+
+
 def test_a_damaged_store_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "responses.sqlite").write_bytes(b"this is no database, " * 100)
     with pytest.raises(StoreError, match=r"responses\.sqlite cannot be opened"):

@@ -4,7 +4,8 @@ Answers are keyed by content, so any later run that asks the same thing of the s
 them, and a killed run goes on where it stopped. SQLite's write-ahead log survives kill -9 of this process
 after each commit (https://www.sqlite.org/wal.html).
 
-A commit takes about 50 microseconds, for nothing waits for the disk: the file system has it, and hands it on.
+A commit takes about 50 microseconds, for nothing waits for the disk: the file system has it, and hands it on. Only a
+checkpoint waits, and all asking with it; so there is none before the log has grown to 64 MB, which few runs fill.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from evalswap.records import Failure, Prompt, Response
 
 FILE_NAME = "responses.sqlite"
 PAGE, FIRST_PAGE = 512, 8  # rows read at once
+LOG_PAGES = 16_384  # of 4 KB, from which the write-ahead log is written back
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (
     key TEXT PRIMARY KEY, source TEXT NOT NULL, text TEXT NOT NULL, token_ids BLOB,
@@ -108,9 +110,12 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            if not self.path.stat().st_size:  # nothing is there that could be lost
+                self._db.execute("PRAGMA synchronous=OFF")
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(SCHEMA)
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         except (sqlite3.Error, OSError) as error:
             raise self._error("cannot be opened", error) from error
 
