@@ -588,6 +588,11 @@ def test_files_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
             "models[0]: the summarizer_abbr 's' is used more than once",
             "its own",
         ),
+        (
+            "models = [M]\ndatasets = [dict(D, abbr=a) for a in ('a/b', 'c', 'a_b')]",
+            "datasets[2]: the abbrs 'a/b' and 'a_b' are the same as names of files (a_b)",
+            "change one",
+        ),
         ("models = [M]\ndatasets = [D]\nsummarizer = 3", "summarizer: a dict is wanted, not int", None),
     ],
 )

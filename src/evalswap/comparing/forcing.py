@@ -20,6 +20,7 @@ from typing import Any
 from evalswap.comparing.divergence import Logprobs, Question
 from evalswap.comparing.outputs import Side
 from evalswap.errors import EvalswapError, StoreError
+from evalswap.file_names import file_name
 from evalswap.plan import ModelPlan
 from evalswap.store import pack_ids
 
@@ -129,7 +130,7 @@ class ReferenceLogprobs:
             await self._worker.stop()
         launch = dataclasses.replace(plan.launch, dtype=dtype)
         prepared = await asyncio.to_thread(prepare_engine, plan, launch, Workload(1), self._python)
-        log = self._file.parent / "logs" / f"logprobs_{reference.model.replace('/', '_')}.log"
+        log = self._file.parent / "logs" / f"logprobs_{file_name(reference.model)}.log"
         self._worker, self._of = prepared.server(log, self._redact, self._say), (reference.model, dtype)
         self._say(f"starting {prepared.identity} to look at differing tokens … (log: {log})")
         await self._worker.start()

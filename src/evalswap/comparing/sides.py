@@ -12,7 +12,8 @@ from evalswap.comparing.opencompass import read_opencompass
 from evalswap.comparing.outputs import Output, Side, prompt_text
 from evalswap.comparing.scorers import score_unscored, scorer_of_run, take_details
 from evalswap.errors import ConfigError, StoreError
-from evalswap.reporting.folder import RunFolder, file_name
+from evalswap.file_names import file_name
+from evalswap.reporting.folder import RunFolder
 from evalswap.store import FILE_NAME, Answered, Store
 
 

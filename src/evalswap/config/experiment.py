@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evalswap.file_names import file_name
 from evalswap.config.loading import ConfigLoader
 from evalswap.config.specs import DatasetSpec, ModelSpec, parse_dataset, parse_model
 from evalswap.errors import ConfigError, did_you_mean
@@ -74,6 +75,7 @@ _Entry = tuple[str, object]  # where it is written, for errors; and the dict
 def _models(entries: Sequence[_Entry]) -> tuple[ModelSpec, ...]:
     specs = tuple(parse_model(item, where) for where, item in entries)
     _refuse_twins("abbr", [spec.abbr for spec in specs], entries)
+    _refuse_one_file([spec.abbr for spec in specs], entries)
     _refuse_twins("summarizer_abbr", [spec.summarizer_abbr or spec.abbr for spec in specs], entries)
     return specs
 
@@ -81,6 +83,7 @@ def _models(entries: Sequence[_Entry]) -> tuple[ModelSpec, ...]:
 def _datasets(entries: Sequence[_Entry]) -> tuple[DatasetSpec, ...]:
     specs = tuple(parse_dataset(item, where) for where, item in entries)
     _refuse_twins("abbr", [spec.abbr for spec in specs], entries)
+    _refuse_one_file([spec.abbr for spec in specs], entries)
     return specs
 
 
@@ -105,6 +108,16 @@ def _refuse_twins(key: str, abbrs: Sequence[str], entries: Sequence[_Entry]) -> 
             raise ConfigError(
                 f"{where}: the {key} '{abbr}' is used more than once",
                 "results are filed by abbr: give each entry its own",
+            )
+
+
+def _refuse_one_file(abbrs: Sequence[str], entries: Sequence[_Entry]) -> None:
+    first: dict[str, str] = {}
+    for (where, _), abbr in zip(entries, abbrs, strict=True):
+        if (other := first.setdefault(file_name(abbr), abbr)) != abbr:
+            raise ConfigError(
+                f"{where}: the abbrs '{other}' and '{abbr}' are the same as names of files ({file_name(abbr)})",
+                "results are filed by abbr: change one",
             )
 
 

@@ -7,6 +7,7 @@ import math
 from contextlib import AsyncExitStack
 
 from evalswap.errors import EngineError
+from evalswap.file_names import file_name
 from evalswap.inference.asking import LOOK_AHEAD, Asker
 from evalswap.inference.client import HttpClient
 from evalswap.inference.endpoints import Endpoint
@@ -62,7 +63,7 @@ class ManagedRun(ModelRun):
         return Workload(self.longest_answer, self.tally.total, tokens)
 
     async def _supervisor(self, prepared: PreparedEngine) -> Supervisor:
-        log = self.context.logs / f"{self.plan.abbr.replace('/', '_')}.log"
+        log = self.context.logs / f"{file_name(self.plan.abbr)}.log"
         engine, launch = prepared.engine, prepared.launch
         hang_seconds = self.context.hang_seconds or patience_with(engine, launch, self.longest_answer)
         context = self.context

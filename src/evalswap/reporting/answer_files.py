@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from evalswap.reporting.folder import RunFolder, file_name, not_written, write_text
+from evalswap.file_names import file_name
+from evalswap.reporting.folder import RunFolder, not_written, write_text
 from evalswap.scoring.scorer import Score, Scored
 from evalswap.store import Answered
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from evalswap.comparing.records import Against, Comparison, Contender, DatasetComparison
+from evalswap.file_names import file_name
 from evalswap.reporting import comparison_charts as charts
 from evalswap.reporting.comparison_table import cells, header, sayings, verdict_of
-from evalswap.reporting.folder import file_name, write_bytes, write_text
+from evalswap.reporting.folder import write_bytes, write_text
 from evalswap.reporting.wording import visible
 
 CHARTED_DATASETS = 8  # drawing one takes half a second

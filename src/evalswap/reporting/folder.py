@@ -104,11 +104,6 @@ class RunFolder:
         return data if isinstance(data, dict) else {}
 
 
-def file_name(abbr: str) -> str:
-    """Return an abbr as a file name: path separators would make folders, or leave the run's."""
-    return abbr.replace("/", "_").replace("\\", "_").lstrip(".") or "_"
-
-
 def write_text(path: Path, text: str | Iterable[str]) -> Path:
     """Write a whole file or none, in UTF-8. Raises StoreError."""
     parts = [text] if isinstance(text, str) else text
