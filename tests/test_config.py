@@ -593,6 +593,11 @@ def test_files_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
             "datasets[2]: the abbrs 'a/b' and 'a_b' are the same as names of files (a_b)",
             "change one",
         ),
+        (
+            "models = [dict(M, abbr=a) for a in ('a', 'a/b')]\ndatasets = [dict(D, abbr=a) for a in ('c', 'b/c')]",
+            "two pairs of a model and a dataset have the same name, 'a/b/c'",
+            "change an abbr",
+        ),
         ("models = [M]\ndatasets = [D]\nsummarizer = 3", "summarizer: a dict is wanted, not int", None),
     ],
 )

@@ -185,6 +185,26 @@ def test_one_dead_question_makes_the_score_partial(command: Command, status: int
     assert "partial" not in command.result()
 
 
+@pytest.mark.parametrize(
+    ("content", "tokens"), [(["a", "list"], 10), (3, 10), ("fine", 10**30), ("fine", -1)], ids=repr
+)
+def test_an_answer_that_is_none_fails_its_own_question_alone(command: Command, content: object, tokens: int) -> None:
+    bad = list(gold_answers())[7]
+
+    def fault(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+        answer = {"choices": [choice], "usage": {"prompt_tokens": 30, "completion_tokens": tokens}}
+        return web.json_response(answer) if question == bad else None
+
+    with serving(FakeServer(fault=fault)) as server:
+        code, output = command.run(command.config(server, retry=1))
+    assert code == 1
+    assert f"partial: {QUESTIONS - 1} of {QUESTIONS}" in output
+    assert "Traceback" not in output
+    assert command.result()["unanswered_rows"] == [7]
+    assert server.asked[bad] == 2
+
+
 def test_a_status_that_the_config_maps_to_a_text_is_an_answer(command: Command) -> None:
     with serving(FakeServer(fault=lambda r, q, a: error(451))) as server:
         config = command.config(server)

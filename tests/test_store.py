@@ -173,6 +173,20 @@ def test_no_answer_waits_for_the_disk(tmp_path: Path) -> None:
     store.close()
 
 
+def test_after_what_cannot_be_stored_the_store_goes_on(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(OverflowError):
+        store.add_responses("s", [response("k0"), response("k1", (-1,))])
+    with pytest.raises(OverflowError):
+        store.add_responses("s", [response("k0"), dataclasses.replace(response("k1"), prompt_tokens=10**30)])
+    assert not store.responses(["k0"])
+    store.add_responses("s", [response("k2")])
+    store.close()
+    store = Store(tmp_path)
+    assert list(store.responses(["k0", "k1", "k2"])) == ["k2"]
+    store.close()
+
+
 def test_the_log_does_not_grow_for_ever(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for i in range(300):

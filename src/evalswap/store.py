@@ -5,7 +5,7 @@ them, and a killed run goes on where it stopped. SQLite's write-ahead log surviv
 after each commit (https://www.sqlite.org/wal.html).
 
 A commit takes about 50 microseconds, for nothing waits for the disk: the file system has it, and hands it on. Only a
-checkpoint waits, and all asking with it; so there is none before the log has grown to 64 MB, which few runs fill.
+checkpoint waits, and all asking with it; so there is none before the log has grown to 64 MB, some thousand answers.
 """
 
 from __future__ import annotations
@@ -277,9 +277,10 @@ class Store:
                 self._db.executemany(sql, rows)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
+            raise self._error("cannot be written", error) from error
+        finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise self._error("cannot be written", error) from error
 
     def _rows(self, sql: str, values: Sequence[Any]) -> list[Sequence[Any]]:
         try:

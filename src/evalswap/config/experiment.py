@@ -29,6 +29,20 @@ class Experiment:
     work_dir: str | None = None
     ignored: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError where two pairs of a model and a dataset would be one job: they are named 'model/dataset'."""
+        jobs: dict[str, str] = {}
+        for model in self.models:
+            for dataset in self.datasets:
+                job = f"{model.abbr}/{dataset.abbr}"
+                if job in jobs:
+                    raise ConfigError(
+                        f"{self.source}: two pairs of a model and a dataset have the same name, '{job}': "
+                        f"the model's abbr in it is '{jobs[job]}' or '{model.abbr}'",
+                        "change an abbr",
+                    )
+                jobs[job] = model.abbr
+
 
 def from_config(path: Path, loader: ConfigLoader) -> Experiment:
     """Read a config file. Raises ConfigError with file, key and what to do."""

@@ -8,10 +8,12 @@ from typing import Any
 from evalswap.engines.base import FinalAnswerError, MalformedAnswer
 from evalswap.records import FinishReason, Request
 
+MOST_IDS = 2**32  # that any vocabulary has
+
 
 def as_ids(value: Any, engine: str) -> tuple[int, ...]:
     """Return a list of token ids from an answer. Raises MalformedAnswer if it is none."""
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < MOST_IDS for item in value):
         raise MalformedAnswer(f"{engine} sent no list of token ids")
     return tuple(value)
 

@@ -33,6 +33,7 @@ LOOK_AHEAD = 2048  # requests
 PATIENCE = 120.0  # seconds
 REJECTIONS_TO_LEAVE = 3  # 403s and 404s in a row before the first answer, until they are not the prompts' fault
 REJECTION_PAUSE = 0.5  # seconds
+MOST_TOKENS = 2**53  # that an answer may claim; JSON has larger numbers, the store has not
 
 OnAttempt = Callable[[Request, int, EvalswapError | None, float], None]
 
@@ -274,9 +275,13 @@ class Asker:
 
     def _read(self, answer: object, request: Request) -> Completion:
         try:
-            return self.engine.read(answer, request)
+            completion = self.engine.read(answer, request)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise MalformedAnswer(f"the answer cannot be read: {type(error).__name__}: {error}") from error
+        counts = (completion.prompt_tokens, completion.completion_tokens, completion.cached_tokens or 0)
+        if not isinstance(completion.text or "", str) or not all(0 <= count < MOST_TOKENS for count in counts):
+            raise MalformedAnswer("the answer's text is no text, or its counts of tokens are none")
+        return completion
 
     def _count_tokens(self, item: Item, endpoint: Endpoint, completion: Completion) -> None:
         used = completion.prompt_tokens + completion.completion_tokens

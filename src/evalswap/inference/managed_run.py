@@ -146,6 +146,8 @@ class ManagedRun(ModelRun):
             for task in (asking, lost):
                 task.cancel()
             await asyncio.gather(asking, lost, return_exceptions=True)
+            if not asking.cancelled():
+                asking.result()  # what could not be stored is no fault of the engine, even if that is lost
 
     def _asker_of(self, prepared: PreparedEngine, client: HttpClient, now: Round) -> Asker:
         engine = prepared.engine

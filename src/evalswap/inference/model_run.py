@@ -217,7 +217,7 @@ class ModelRun(ABC):
         self.asker = asker
         if self.stopping:
             asker.stop_taking()
-        waves = Waves(self._answered, asker.break_off)
+        waves = Waves(self._stored, self._count, asker.break_off)
         try:
             await asker.ask_all(requests, waves.add, self._failed)
         finally:
@@ -253,8 +253,8 @@ class ModelRun(ABC):
         attempt = FailedAttempt(request.job, request.row, number, time.time() - seconds, seconds, message)
         self.store.add_attempt(self.context.run, attempt)
 
-    def _answered(self, answers: Sequence[Answer]) -> None:
-        """Decode, store and score; either all of them are stored or none."""
+    def _stored(self, answers: Sequence[Answer]) -> list[Response]:
+        """Decode and store answers, all or none."""
         texts = answer_texts(
             [(timed.completion, request.sampling) for request, timed in answers],
             self._tokenizer,
@@ -278,8 +278,7 @@ class ModelRun(ABC):
             for (request, timed), text in zip(answers, texts, strict=True)
         ]
         self.store.add_responses(self._keys.source, responses)
-        for response in responses:
-            self._count(response)
+        return responses
 
     def _count(self, response: Response) -> None:
         """Score a new answer for all rows that waited for it."""

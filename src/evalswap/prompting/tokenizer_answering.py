@@ -19,12 +19,13 @@ from evalswap import __version__
 from evalswap.errors import EvalswapError
 
 DECIDING = ("transformers", "tokenizers", "jinja2")  # the packages whose versions decide what a prompt's tokens are
+MESSAGES = "2"  # what is asked and answered here; with another meaning it gets another number
 LONGEST_PATH = 100  # bytes of a Unix socket's path: the system takes 107
 
 
 def versions() -> dict[str, str]:
     """Return the versions of all that decides what a prompt's tokens are."""
-    ours = {"evalswap": __version__, "python": platform.python_version()}
+    ours = {"evalswap": __version__, "messages": MESSAGES, "python": platform.python_version()}
     return ours | {name: importlib.metadata.version(name) for name in DECIDING}
 
 

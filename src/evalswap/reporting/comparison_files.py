@@ -98,8 +98,8 @@ def as_markdown(comparison: Comparison, pictures: list[str]) -> str:
         for against in dataset.others:
             lines += [f"**{_text(against.contender.name)}**: {verdict_of(against)}", ""]
             lines += [*(f"- {_text(saying)}" for saying in sayings(dataset, against)), ""]
-        ending = f"_{file_name(dataset.dataset)}.svg"
-        lines += [f"![{name}]({name})" for name in pictures if name.endswith(ending)] + [""]
+        of_this = {f"{_stem(comparison, dataset, name)}.svg" for name in charts.CHARTS}
+        lines += [f"![{name}]({name})" for name in pictures if name in of_this] + [""]
     lines += [f"- {_text(note)}" for note in comparison.notes]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -115,6 +115,11 @@ def _text(text: str) -> str:
     return " ".join(visible(text).split())
 
 
+def _stem(comparison: Comparison, dataset: DatasetComparison, chart: str) -> str:
+    several = len({each.model for each in comparison.datasets}) > 1
+    return f"{chart}_{file_name(f'{dataset.model}_{dataset.dataset}' if several else dataset.dataset)}"
+
+
 def _draw(comparison: Comparison, dataset: DatasetComparison, folder: Path) -> list[Path]:
     wanted = {
         "accuracy": dataset.reference.score is not None,
@@ -125,7 +130,7 @@ def _draw(comparison: Comparison, dataset: DatasetComparison, folder: Path) -> l
     for name, draw in charts.CHARTS.items():
         if wanted[name]:
             figure = draw(comparison, dataset)
-            stem = f"{name}_{file_name(dataset.dataset)}"
+            stem = _stem(comparison, dataset, name)
             written.append(write_text(folder / f"{stem}.svg", charts.svg(figure)))
             written.append(write_bytes(folder / f"{stem}.png", [charts.png(figure)]))
     return written
