@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evalswap.file_names import file_name
 from evalswap.config.loading import ConfigLoader
 from evalswap.config.specs import DatasetSpec, ModelSpec, parse_dataset, parse_model
 from evalswap.errors import ConfigError, did_you_mean
+from evalswap.file_names import file_name
 
 MOST_SHOWN = 20  # names of a library that may have thousands
 # Names of other tools' configs that steer what evalswap does by itself: read, named once, not obeyed.
@@ -30,7 +30,7 @@ class Experiment:
     ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where two pairs of a model and a dataset would be one job: they are named 'model/dataset'."""
+        """Raise ConfigError where two pairs of a model and a dataset would be one job ('model/dataset')."""
         jobs: dict[str, str] = {}
         for model in self.models:
             for dataset in self.datasets:
