@@ -261,9 +261,9 @@ def test_sglang_captures_no_larger_graphs_than_there_is_work(answers: int, sizes
 
 
 def test_sglang_makes_ready_what_the_work_is_worth(model: Path) -> None:
-    eager = command("sglang", launch(model, answer_tokens=EAGER_TOKENS))
+    eager = command("sglang", launch(model, answer_tokens=200_000))
     assert eager["--cuda-graph-backend-decode"] == eager["--cuda-graph-backend-prefill"] == "disabled"
-    graphs = command("sglang", launch(model, answer_tokens=EAGER_TOKENS + 1))
+    graphs = command("sglang", launch(model, answer_tokens=200_001))
     assert "--cuda-graph-bs-decode" in graphs and "--cuda-graph-bs-prefill" in graphs
     full = command("sglang", launch(model, answer_tokens=GRAPHS_TOKENS + 1))
     assert "--cuda-graph-bs-decode" in full and "--cuda-graph-bs-prefill" not in full

@@ -38,6 +38,7 @@ WINDOW_CPU, WINDOW_GPU = 16, 1024  # requests in flight, of each copy of the mod
 # The lengths in tokens that CUDA graphs of prefills are made for: some sixty of its own take a minute to capture.
 # Longer ones do not need a graph to keep a GPU busy.
 PREFILL_GRAPHS = (64, 128, 256, 512, 1024, 2048)
+EAGER_TOKENS = 200_000  # of answers, up to which its CUDA graphs are not worth their time (see start_modes.py)
 SETS_MODE_ITSELF = (
     "cuda_graph_config",
     "cuda_graph_backend_decode",
@@ -184,7 +185,7 @@ class Sglang(ManagedEngine):
         return read_generated(answer, request, self.name)
 
     def start_mode(self, launch: Launch) -> str | None:
-        return start_mode(launch, SETS_MODE_ITSELF)
+        return start_mode(launch, SETS_MODE_ITSELF, EAGER_TOKENS)
 
     def asked_context(self, engine_args: Mapping[str, Any]) -> int | None:
         return tokens(given(engine_args), "context_length", less=CONTEXT_SLACK)
