@@ -238,6 +238,8 @@ def test_hostile_text_of_another_tool_is_only_text(tmp_path: Path, compare: Any)
         ([".", ".", "--pad-token-id", "0"], "--pad-token-id is for engines to run"),
         ([".", ".", "--api-in-flight", "5"], "--api-in-flight is for engines to run"),
         ([".", ".", "--no-warm"], "--no-warm is for engines to run"),
+        ([".", ".", "--summarizer", "medium"], "--summarizer is for a config"),
+        ([".", ".", "--config-dir", "mine"], "--config-dir is for a config"),
         ([".", ".", "--hang-timeout", "5"], "--hang-timeout is for engines to run"),
         (["eval.py", "-a", "hf,vllm", "--engine-args", "sglang.x=1"], "whose flag is it"),
         (

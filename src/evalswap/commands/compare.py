@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PROOF_ROWS = 32
 # What only a config's runs can obey; the runs that prove more about finished ones read the rest from their folders.
 OF_ENGINES = ("work_dir", "limit", "engine_args", "engine_python", *SERVER_OPTIONS, *HF_OPTIONS)
+OF_CONFIGS = ("config_dir", "summarizer")
 FAILING = {"different": ("different",), "not-equivalent": ("different", "inconclusive")}
 
 
@@ -150,6 +151,9 @@ def _read_runs(arguments: argparse.Namespace, *, asked: bool) -> list[list[Side]
         value = getattr(arguments, name)
         if value is not None and value is not False:
             raise ConfigError(f"{option_of(name)} is for engines to run; these runs are finished")
+    for name in OF_CONFIGS:
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"{option_of(name)} is for a config; these runs are finished")
     runs = [read_sides(path) for path in paths]
     if len(runs) == 1:
         _refuse_alone(runs)
