@@ -104,6 +104,11 @@ class Body:
         if hangs:
             time.sleep(3600)
 
+    @property
+    def ill(self) -> bool:
+        first = not self.deaths and len(self.notes("starts")) == 1
+        return first and len(self.notes("answered")) >= self.orders.get("ill_after", NEVER)
+
     def die(self, cause: str) -> None:
         self.note("deaths", "died")
         print(cause, flush=True)
@@ -115,8 +120,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            ill = not body.deaths and len(body.notes("answered")) >= body.orders.get("ill_after", NEVER)
-            self.reply({}, 500 if ill else 200)
+            self.reply({}, 500 if body.ill else 200)
         elif self.path == "/load":
             # Tokens come all the time, unless it hangs: its cache fills.
             filled = time.monotonic() - body.begun if body.orders.get("progress") else 0.0
@@ -124,6 +128,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body.orders.get("ill_fails") and body.ill:
+            self.reply({"error": "EngineCore is dead"}, 500)
+            return
         body.generate(asked["row"], lambda ids: self.reply({"ids": ids}, 200))
 
     def reply(self, answer: Any, status: int) -> None:

@@ -20,7 +20,7 @@ from evalswap.errors import EngineError
 from evalswap.inference.asking import Asker, Timed
 from evalswap.inference.client import FinalError, HttpClient, TransientError
 from evalswap.inference.endpoints import Endpoint
-from evalswap.inference.limits import Bucket, RateLimits
+from evalswap.inference.limits import Bucket, RateLimits, ToldLimits
 from evalswap.inference.rate_headers import allowance, duration, retry_after
 from evalswap.inference.retrying import RetryPolicy
 from evalswap.inference.window import AdaptiveWindow, FixedWindow, LoadWindow
@@ -31,6 +31,10 @@ from evalswap.records import Failure, Prompt, Request, Sampling
 def chat(content: str | None = "4", reason: str | None = "stop") -> bytes:
     choice = {"message": {"content": content}, "finish_reason": reason}
     return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}).encode()
+
+
+def odd_usage(usage: str) -> bytes:
+    return b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}], "usage": ' + usage.encode() + b"}"
 
 
 def http(status: int, body: bytes, *headers: str, kind: str = "application/json") -> bytes:
@@ -71,6 +75,8 @@ MALFORMED = {
     "no finish reason": http(200, chat(reason=None)),
     "broken off": http(200, chat("ha", "abort")),
     "an error as the reason": http(200, chat("ha", "error")),
+    "a text for a number": http(200, odd_usage('{"prompt_tokens_details": {"cached_tokens": "0"}}')),
+    "an endless number": http(200, odd_usage('{"completion_tokens": 1e999}')),
     "an absurd usage": http(
         200, b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}], "usage": "?"}'
     ),
@@ -242,30 +248,6 @@ def test_the_limits_of_a_real_answer_are_heard() -> None:
     assert 0.5 <= asyncio.run(main()) < 20  # one of 60 comes back after half a second, all of them after 30
 
 
-def test_a_new_server_at_another_port_gets_what_the_dead_one_had() -> None:
-    async def main() -> list[int]:
-        attempts: list[int] = []
-        async with serving(SILENCE, SILENCE) as old, serving() as new:
-            first = await HttpClient(old.url, timeout=60).__aenter__()
-            endpoint = Endpoint(first, supervised=True)
-            engine = OpenAICompatible(EndpointPlan((old.url,), "m"))
-            asker = Asker(engine, [endpoint], window=FixedWindow(2), retry=RetryPolicy(0))
-            asking = asyncio.create_task(
-                asker.ask_all(map(request, range(5)), lambda _, timed: attempts.append(timed.attempts), print)
-            )
-            while len(old.received) < 2:
-                await asyncio.sleep(0.01)
-            endpoint.close()
-            await first.__aexit__(None, None, None)
-            async with HttpClient(new.url, timeout=60) as second:
-                endpoint.open(second)
-                await asyncio.wait_for(asking, 10)
-            assert len(new.received) == 5
-        return attempts
-
-    assert asyncio.run(main()) == [1] * 5
-
-
 def test_no_cookies_and_the_key_only_as_a_header() -> None:
     async def main() -> list[str]:
         cookie = http(200, chat(), "Set-Cookie: a=b")
@@ -354,6 +336,15 @@ def test_pauses_grow_with_full_jitter_and_honour_a_wish() -> None:
         assert 0 <= min(drawn) < 0.2 * longest
         assert 0.8 * longest < max(drawn) <= longest
     assert all(5.0 <= policy.pause(9, 5.0) <= 5.5 for _ in range(100))
+
+
+def test_what_headers_tell_holds_nothing_up_for_hours() -> None:
+    told = ToldLimits()
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "24h"}
+    told.hear(CIMultiDict(headers), now=100.0, on_the_way=0)
+    assert 150.0 <= told.ready_at() <= 160.0
+    told.take(160.0, 1)
+    assert told.ready_at() <= 220.0
 
 
 def test_windows_start_where_they_are_told() -> None:

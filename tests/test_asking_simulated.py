@@ -1,4 +1,4 @@
-"""The scheduler in virtual time: whatever latencies, faults, crashes and cancellations come, and in whatever order."""
+"""The scheduler in virtual time: whatever latencies, faults and cancellations come, and in whatever order."""
 
 from __future__ import annotations
 
@@ -55,41 +55,27 @@ class World:
 
 
 class Server(HttpClient):
-    """One simulated server; it answers by the world's script and can die."""
+    """One simulated server; it answers by the world's script, unless it is down."""
 
     def __init__(self, world: World, name: str = "one") -> None:
         super().__init__(f"http://{name}", timeout=3600)
         self.world = world
         self.alive = True
-        self.gate: Endpoint | None = None
         self.in_flight = self.most = self.asked = 0
-        self._deaths: set[asyncio.Future[None]] = set()
-
-    def die(self) -> None:
-        self.alive = False
-        for death in self._deaths:
-            if not death.done():
-                death.set_exception(TransientError("dropped", kind="broken"))
 
     async def post(self, path: str, body: Any) -> Any:
-        assert self.gate is None or self.gate.is_open, "asked behind a closed gate"
         if not self.alive:
             raise TransientError("refused", kind="unsent")
         world, row = self.world, int(body["messages"][0]["content"])
         seconds, outcome = world.step(row)
-        death = asyncio.get_running_loop().create_future()
-        self._deaths.add(death)
         world.started.append(asyncio.get_running_loop().time())
         self.asked += 1
         self.in_flight += 1
         world.in_flight += 1
         self.most, world.most = max(self.most, self.in_flight), max(world.most, world.in_flight)
         try:
-            await asyncio.wait([death], timeout=seconds)
-            if death.done():
-                death.result()
+            await asyncio.sleep(seconds)
         finally:
-            self._deaths.discard(death)
             self.in_flight -= 1
             world.in_flight -= 1
         return self.answer(outcome)
@@ -98,8 +84,10 @@ class Server(HttpClient):
         if outcome in ("500", "503", "drop", "429", "unsent"):
             kind = {"500": "failed", "503": "unavailable", "drop": "broken", "429": "busy", "unsent": "unsent"}[outcome]
             raise TransientError(outcome, 1.0 if outcome == "429" else None, kind=kind)  # type: ignore[arg-type]
-        if outcome == "400":
-            raise FinalError("HTTP 400", 400)
+        if outcome == "429 now":
+            raise TransientError(outcome, 0.0, kind="busy")
+        if outcome in ("400", "404"):
+            raise FinalError(f"HTTP {outcome}", int(outcome))
         return {
             "good": GOOD,
             "filtered": FILTERED,
@@ -196,60 +184,6 @@ def test_every_request_ends_once_and_rightly(
         assert (row in ended.failures) == bad
         attempts = min(end, retries) + 1
         assert (ended.failures[row].attempts if bad else ended.answers[row].attempts) == attempts
-
-
-@dataclass(frozen=True)
-class Crash:
-    """A server that dies, is found dead after a while, and is back after another."""
-
-    after: float
-    noticed: float
-    down: float
-    new_address: bool
-
-
-crashes = st.lists(
-    st.builds(
-        Crash, st.floats(0.01, 20), st.sampled_from([0.0, 0.05, 2.0]), st.floats(0.1, 200), st.booleans()
-    ),
-    max_size=4,
-)  # fmt: skip
-
-
-@settings(deadline=None, max_examples=100)
-@given(latencies=st.lists(st.sampled_from([0.0, 0.1, 1.0, 7.0]), min_size=1, max_size=40), crashes=crashes,
-       width=st.integers(1, 9), retries=st.integers(0, 2))  # fmt: skip
-def test_a_crash_costs_no_attempt(latencies: list[float], crashes: list[Crash], width: int, retries: int) -> None:
-    world = World([[(seconds, "good")] * 9 for seconds in latencies])
-    endpoint = Endpoint(Server(world), supervised=True)
-
-    async def supervise() -> None:
-        for crash in crashes:
-            await asyncio.sleep(crash.after)
-            server = endpoint.client
-            assert isinstance(server, Server)
-            server.die()
-            await asyncio.sleep(crash.noticed)
-            endpoint.close()
-            server.gate = endpoint
-            await asyncio.sleep(crash.down)
-            fresh = Server(world, "two" if crash.new_address else "one")
-            fresh.gate = endpoint
-            endpoint.open(fresh)
-
-    ended = Ended()
-    asker = Asker(ENGINE, [endpoint], window=FixedWindow(width), retry=RetryPolicy(retries))
-
-    async def main() -> None:
-        supervisor = asyncio.create_task(supervise())
-        await asker.ask_all(requests(len(latencies)), ended.answered, ended.failed)
-        supervisor.cancel()
-        await asyncio.gather(supervisor, return_exceptions=True)
-
-    virtual_time.run(main())
-    assert set(ended.answers) == set(range(len(latencies)))
-    assert {timed.attempts for timed in ended.answers.values()} == {1}
-    assert world.most <= width
 
 
 @settings(deadline=None, max_examples=100)
@@ -710,22 +644,28 @@ def test_a_supervised_server_that_fails_without_dying_is_judged_all_the_same() -
     assert ended.failures[0].attempts == 3
 
 
-def test_what_a_dying_server_fails_is_forgiven_even_at_the_last_attempt() -> None:
-    """vLLM answers 500 to everything in flight before its process ends."""
-    world = World([[(0.1, "500")] * 3])
-    endpoint = Endpoint(Server(world), supervised=True)
-    asker = Asker(ENGINE, [endpoint], window=FixedWindow(1), retry=RetryPolicy(2))
-    ended = Ended()
+class Phases(World):
+    """Whatever is asked: one outcome until a moment, then the next, at last good."""
 
-    async def main() -> None:
-        asking = asyncio.create_task(asker.ask_all(requests(1), ended.answered, ended.failed))
-        await asyncio.sleep(4)
-        endpoint.close()
-        await asyncio.sleep(60)
-        endpoint.open()
-        await asking
+    def __init__(self, *phases: tuple[float, str]) -> None:
+        super().__init__()
+        self.phases = phases
 
-    random.seed(1)
-    virtual_time.run(main())
-    assert set(ended.answers) == {0}
-    assert ended.answers[0].attempts == 1
+    def step(self, row: int) -> tuple[float, str]:
+        now = asyncio.get_running_loop().time()
+        return 0.01, next((outcome for until, outcome in self.phases if now < until), "good")
+
+
+def test_a_gateway_whose_backend_starts_is_tried_again() -> None:
+    """The request that tries whether it is back may get a 404, too."""
+    world = Phases((0.3, "503"), (1.2, "404"))
+    asker = Asker(ENGINE, [Endpoint(Server(world))], window=FixedWindow(12))
+    assert set(ask(asker, 20).answers) == set(range(20))
+
+
+@pytest.mark.parametrize("wish", ["429", "429 now"])
+def test_a_server_that_says_later_at_once_is_not_asked_at_once(wish: str) -> None:
+    world = Phases((5.0, wish))
+    ended = ask(Asker(ENGINE, [Endpoint(Server(world))], window=FixedWindow(40)), 40)
+    assert set(ended.answers) == set(range(40))
+    assert len(world.started) < 40 * 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -212,6 +213,119 @@ def test_a_status_that_the_config_maps_to_a_text_is_an_answer(command: Command) 
         code, _ = command.run(config, "--limit", "2")
     assert code == 0
     assert command.result()["accuracy"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other"),
+    [
+        ("status_code_mappings", {451: "refused"}, {451: "12"}),
+        ("think_tag", "</think>", "<|end_of_thought|>"),
+    ],
+    ids=["statuses", "think tag"],
+)
+def test_what_changes_the_text_of_an_answer_is_asked_again(
+    command: Command, field: str, one: object, other: object
+) -> None:
+    def fault(request: web.Request, question: str, attempt: int) -> web.StreamResponse:
+        message = {"role": "assistant", "content": "so", "reasoning_content": "hm"}
+        answer = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": {}}
+        return error(451) if field == "status_code_mappings" else web.json_response(answer)
+
+    texts = []
+    with serving(FakeServer(fault=fault)) as server:
+        for value in (one, other, other):
+            config = command.config(server)
+            config.write_text(config.read_text().replace("retry=3", f"retry=3, {field}={value!r}"))
+            code, output = command.run(config, "--limit", "1")
+            assert code == 0, output
+            predictions = (command.folders()[-1] / "predictions/demo-api/demo.json").read_text()
+            texts.append(json.loads(predictions)["0"]["prediction"])
+    assert (
+        texts == ["refused", "12", "12"] if field == "status_code_mappings" else [f"hm{one}so", *[f"hm{other}so"] * 2]
+    )
+    assert server.asked.total() == 2
+
+
+def test_half_an_emoji_in_an_error_is_only_text(command: Command) -> None:
+    bad = list(gold_answers())[3]
+
+    def fault(request: web.Request, question: str, attempt: int) -> web.StreamResponse | None:
+        return error(400, "a bad prompt: \ud83d") if question == bad else None
+
+    with serving(FakeServer(fault=fault)) as server:
+        code, output = command.run(command.config(server))
+    assert code == 1
+    assert "a bad prompt: \ufffd" in output
+    assert command.result()["unanswered_rows"] == [3]
+
+
+def test_two_models_that_ask_the_same_ask_once(command: Command) -> None:
+    with serving(FakeServer(latency=0.01)) as server:
+        config = command.config(server)
+        twin = "\nmodels += [dict(models[0], abbr='twin', pred_postprocessor=dict(type='gsm8k_postprocess'))]\n"
+        config.write_text(config.read_text() + twin)
+        code, output = command.run(config)
+    assert code == 0, output
+    assert set(server.asked.values()) == {1}
+
+
+def test_a_server_that_is_too_busy_to_say_what_it_serves_is_asked_again(command: Command) -> None:
+    """Without what it says the key would be another, and all would be asked again."""
+
+    class Busy(FakeServer):
+        refusals = 0
+
+        async def models(self, request: web.Request) -> web.Response:
+            self.refusals -= 1
+            return error(503) if self.refusals >= 0 else await super().models(request)
+
+    with serving(Busy()) as server:
+        for server.refusals in (0, 2, 99):
+            code, output = command.run(command.config(server), "--limit", "3")
+            assert code == (0 if server.refusals < 50 else 1), output
+    assert "does not say what it serves: HTTP 503: overloaded" in output
+    assert server.asked.total() == 3
+
+
+def test_an_answer_that_the_tokenizer_cannot_decode_fails_its_own_row(command: Command, demo_model: Path) -> None:
+    model = command.folder / "model"
+    model.mkdir()
+    for file in demo_model.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            shutil.copy(file, model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    own = {"auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}, "tokenizer_class": "OwnTokenizer"}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | own))
+    (model / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n"
+        "    def decode(self, ids, **kwargs):\n"
+        "        if max(ids) >= len(self):\n"
+        "            raise KeyError(f'Invalid token for decoding: {max(ids)}')\n"
+        "        return super().decode(ids, **kwargs)\n"
+    )
+
+    class ByIds(FakeServer):
+        async def models(self, request: web.Request) -> web.Response:
+            return web.json_response({"data": [{"id": "demo", "owned_by": "vllm"}]})
+
+        async def completions(self, request: web.Request) -> web.Response:
+            prompt = tuple((await request.json())["prompt"])
+            self.asked[str(prompt)] += len(prompt) > 3  # the first asks whether it takes ids
+            ids = [10**6] if len(self.asked) == 20 and self.asked[str(prompt)] else [504, 2]
+            choice = {"text": "", "finish_reason": "stop", "token_ids": ids, "stop_reason": None}
+            usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
+            return web.json_response({"choices": [choice], "usage": usage})
+
+    with serving(ByIds()) as server:
+        code, output = command(
+            "run", "--hf-path", model, "--hf-type", "chat", "--datasets", "demo", "-a", "openai", "-w", command.work,
+            "--api-base", server.url, "--api-model", "demo", "--model-kwargs", "trust_remote_code=True",
+            "--tokenizer-kwargs", "trust_remote_code=True",
+        )  # fmt: skip
+    assert code == 1, output
+    assert f"partial: {QUESTIONS - 1} of {QUESTIONS}" in output
+    assert "the tokenizer failed: KeyError('Invalid token for decoding: 1000000')" in output
 
 
 def test_a_hostile_answer_is_only_text(command: Command) -> None:

@@ -39,6 +39,15 @@ def test_ids_survive_the_store(ids: tuple[int, ...]) -> None:
         store.close()
 
 
+def test_the_first_of_two_answers_stays(tmp_path: Path) -> None:
+    """Two commands in one folder may ask the same beside each other."""
+    store = Store(tmp_path)
+    store.add_responses("source", [response("k", (1, 2))])
+    store.add_responses("source", [response("k", (3, 4)), response("other")])
+    assert store.responses(["k", "other"]) == {"k": response("k", (1, 2)), "other": response("other")}
+    store.close()
+
+
 def test_each_part_of_a_request_changes_its_key() -> None:
     source = {"model": "m", "engine": "vllm", "engine_version": "1", "dtype": "float32"}
     keys, prompt = ContentKeys(source), Prompt((), "text", (1, 2, 3))

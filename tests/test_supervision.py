@@ -180,6 +180,16 @@ def test_one_that_says_it_is_ill_is_started_again(lab: Lab) -> None:
     assert lab.results()["accuracy"] == 100.0
 
 
+def test_one_that_is_ill_and_fails_everything_costs_no_row(lab: Lab) -> None:
+    lab.orders(ill_after=20, ill_fails=True, latency=0.02)
+    code, output = lab.run()
+    assert code == 0, output
+    assert "frail says that it is not healthy" in output
+    assert len(lab.said("starts")) == 2
+    assert lab.results()["accuracy"] == 100.0
+    assert set(Counter(lab.said("answered")).values()) == {1}
+
+
 def test_a_long_answer_is_no_hang(lab: Lab) -> None:
     lab.orders(latency=5.0, progress=True)
     code, output = lab.run("--hang-timeout", "2", "--limit", "8")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from evalswap.surrogates import storable
+
 EXIT_OK = 0
 EXIT_FAILED = 1  # something was not answered or not scored
 EXIT_USAGE = 2  # a wrong command line or config
@@ -21,6 +23,7 @@ class EvalswapError(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        message = storable(message)  # it may quote what a server said
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -42,6 +45,10 @@ class DataError(EvalswapError):
 
 class ModelFilesError(EvalswapError):
     """A model's folder, tokenizer or config cannot be found or read."""
+
+
+class TokenizerError(EvalswapError):
+    """A tokenizer fails at what it is given to encode or to decode."""
 
 
 class EngineError(EvalswapError):

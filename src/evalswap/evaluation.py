@@ -17,7 +17,7 @@ from evalswap.benchmarks.registry import Rows
 from evalswap.config.experiment import Experiment
 from evalswap.config.specs import DatasetSpec
 from evalswap.errors import EXIT_FAILED, EXIT_OK, ConfigError, DataError, StoreError
-from evalswap.inference.endpoint_run import EndpointRun
+from evalswap.inference.endpoint_run import EndpointRun, asking_the_same
 from evalswap.inference.managed_run import ManagedRun
 from evalswap.inference.model_run import ModelRun, Outcome, RunContext
 from evalswap.inference.pending import Job
@@ -176,7 +176,7 @@ class Evaluation:
             with handled(lambda: self._finish_in_flight(runs), lambda: _cancel(task)):
                 await _beside(
                     _together(
-                        *(self._ask_in_turn([run]) for run in runs if isinstance(run, EndpointRun)),
+                        *map(self._ask_in_turn, asking_the_same([r for r in runs if isinstance(r, EndpointRun)])),
                         self._ask_in_turn([run for run in runs if isinstance(run, ManagedRun)]),
                     ),
                     self._score_behind(),

@@ -72,6 +72,7 @@ class LaunchPlan:
     engine_args: Mapping[str, Any] = field(default_factory=dict, repr=False)  # flags for this engine alone
 
 
+THINK_TAG = "</think>"  # between a model's reasoning and its answer, unless the config says otherwise
 MOST_AT_ONE_ADDRESS = 1024  # requests in flight, where nobody says; a run begins with fewer and tries
 
 
@@ -90,7 +91,7 @@ class EndpointPlan:
     timeout: float = 3600.0
     extra_body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     status_code_mappings: Mapping[int, str] = field(default_factory=dict)
-    think_tag: str = "</think>"
+    think_tag: str = THINK_TAG
     ids_wanted: bool = False  # send token ids where the server takes them
     reasoning: bool = False  # one of OpenAI's reasoning models, which take other fields
 

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from evalswap.records import Failure, Prompt, Response
 
 FILE_NAME = "responses.sqlite"
 PAGE, FIRST_PAGE = 512, 8  # rows read at once
+OPENING_SECONDS = 30.0
 LOG_PAGES = 16_384  # of 4 KB, from which the write-ahead log is written back
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (
@@ -55,7 +57,8 @@ CREATE INDEX IF NOT EXISTS attempts_run ON attempts (run, job);
 """
 OF_A_RUN = ("jobs", "items", "failures", "attempts")
 RESPONSE_COLUMNS = tuple(field.name for field in dataclasses.fields(Response))
-ADD_RESPONSE = "INSERT OR REPLACE INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+# Two may ask the same beside each other: the first answer is the answer.
+ADD_RESPONSE = "INSERT OR IGNORE INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
 ADD_FAILURE = "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?)"
 ADD_ATTEMPT = "INSERT INTO attempts VALUES (?,?,?,?,?,?,?)"
 ADD_ITEM = "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?,?)"
@@ -112,12 +115,24 @@ class Store:
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             if not self.path.stat().st_size:  # nothing is there that could be lost
                 self._db.execute("PRAGMA synchronous=OFF")
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._begin_log()
             self._db.executescript(SCHEMA)
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         except (sqlite3.Error, OSError) as error:
             raise self._error("cannot be opened", error) from error
+
+    def _begin_log(self) -> None:
+        """Write ahead from now on. Two commands that open a new store together are in each other's way for a moment."""
+        deadline = time.monotonic() + OPENING_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def close(self) -> None:
         self._db.close()
@@ -151,7 +166,7 @@ class Store:
         self._write({ADD_ITEM: rows})
 
     def add_responses(self, source: str, responses: Iterable[Response]) -> None:
-        """Store answers, all or none; they are durable when this returns."""
+        """Store answers, all or none; they are durable when this returns. One that is there already stays."""
         rows = [
             (
                 response.key,

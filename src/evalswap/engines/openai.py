@@ -70,6 +70,8 @@ class OpenAICompatible(Engine):
             reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise MalformedAnswer(f"the server sent no completion: {str(answer)[:200]}") from error
+        if not isinstance(content, str) or not isinstance(reasoning, str):
+            raise MalformedAnswer("the answer's text is no text")
         if reasoning:
             content = f"{reasoning}{self.endpoint.think_tag}{content}" if content else reasoning
         return Completion(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import Completion, Sampling
+from evalswap.surrogates import storable
 
 
 def answer_texts(
@@ -27,11 +28,6 @@ def answer_texts(
         for place, text in zip(ids, decoded, strict=True):
             texts[place] = text
     return [before_stop_word(storable(text), sampling.stop) for text, (_, sampling) in zip(texts, answers, strict=True)]
-
-
-def storable(text: str) -> str:
-    """Return a text that can be written anywhere: half a surrogate pair, as JSON can hold, becomes U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def before_stop_id(ids: Sequence[int], sampling: Sampling) -> Sequence[int]:

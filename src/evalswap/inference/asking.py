@@ -23,7 +23,7 @@ from evalswap.inference.feed import Feed, Item, expected_cost
 from evalswap.inference.limits import RateLimits
 from evalswap.inference.load import follow_load
 from evalswap.inference.pool import Pool
-from evalswap.inference.retrying import RetryPolicy, pardon
+from evalswap.inference.retrying import RetryPolicy
 from evalswap.inference.window import WindowControl
 from evalswap.open_files import room_for_connections
 from evalswap.records import Completion, Failure, Request
@@ -194,8 +194,6 @@ class Asker:
     def _take(self, now: float) -> Item | None:
         """Return the next request that has not failed by now."""
         while (item := self._feed.take(now)) is not None:
-            if item.lost:
-                pardon(item, now)
             if item.verdict is None:
                 return item
             self._fail(item, item.verdict)
@@ -241,7 +239,7 @@ class Asker:
 
     async def _attempt(self, item: Item, endpoint: Endpoint) -> None:
         """Send a request once, and settle what becomes of it."""
-        request, generation, clock = item.request, endpoint.generation, self._loop.time()
+        request, clock = item.request, self._loop.time()
         if math.isnan(item.began):
             item.began = clock
         item.attempts += 1
@@ -271,15 +269,16 @@ class Asker:
             endpoint.answered()
             self._fail(item, error)
         else:
-            self._again(item, endpoint, error, generation)
+            self._again(item, endpoint, error)
 
     def _read(self, answer: object, request: Request) -> Completion:
         try:
             completion = self.engine.read(answer, request)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            counts = (completion.prompt_tokens, completion.completion_tokens, completion.cached_tokens or 0)
+            sound = isinstance(completion.text or "", str) and all(0 <= count < MOST_TOKENS for count in counts)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MalformedAnswer(f"the answer cannot be read: {type(error).__name__}: {error}") from error
-        counts = (completion.prompt_tokens, completion.completion_tokens, completion.cached_tokens or 0)
-        if not isinstance(completion.text or "", str) or not all(0 <= count < MOST_TOKENS for count in counts):
+        if not sound:
             raise MalformedAnswer("the answer's text is no text, or its counts of tokens are none")
         return completion
 
@@ -299,19 +298,15 @@ class Asker:
             self._fail(item, error)
             return
         item.attempts -= 1
-        endpoint.rejections += 1
+        endpoint.rejected()
         if early and endpoint.rejections < REJECTIONS_TO_LEAVE:
             self._feed.put_off(item, self._loop.time() + REJECTION_PAUSE)
         else:
             self._feed.put_back(item)
             self._pool.leave(endpoint, error)
 
-    def _again(self, item: Item, endpoint: Endpoint, error: EvalswapError, generation: int) -> None:
+    def _again(self, item: Item, endpoint: Endpoint, error: EvalswapError) -> None:
         """A transient error: another attempt now or later, or the end of the request's chances."""
-        if endpoint.generation != generation:  # it died with its server
-            item.attempts -= 1
-            self._feed.put_back(item)
-            return
         now = self._loop.time()
         fault = error if isinstance(error, TransientError) else None
         endpoint.failed(fault, others=self._pool.others_work(endpoint))

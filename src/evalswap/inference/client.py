@@ -56,13 +56,13 @@ class HttpClient:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Return the answer's JSON. Raises TransientError or FinalError."""
-        return _parsed(await self._send("POST", path, json.dumps(body).encode()))
+    async def post(self, path: str, body: Mapping[str, Any], timeout: float | None = None) -> Any:
+        """Return the answer's JSON, within ``timeout`` seconds if given. Raises TransientError or FinalError."""
+        return _parsed(await self._send("POST", path, json.dumps(body).encode(), timeout))
 
-    async def get(self, path: str) -> Any:
-        """Return the answer's JSON. Raises TransientError or FinalError."""
-        return _parsed(await self._send("GET", path, None))
+    async def get(self, path: str, timeout: float | None = None) -> Any:
+        """Return the answer's JSON, within ``timeout`` seconds if given. Raises TransientError or FinalError."""
+        return _parsed(await self._send("GET", path, None, timeout))
 
     async def get_text(self, path: str, timeout: float | None = None) -> str:
         """Return the answer's body, within ``timeout`` seconds if given. Raises TransientError or FinalError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from evalswap.inference.limits import RateLimits
 from evalswap.inference.model_run import ModelRun
 from evalswap.inference.retrying import RetryPolicy
 from evalswap.inference.window import AdaptiveWindow
-from evalswap.plan import MOST_AT_ONE_ADDRESS, EndpointPlan
+from evalswap.plan import MOST_AT_ONE_ADDRESS, THINK_TAG, EndpointPlan, ModelPlan
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import EngineIdentity
 from evalswap.serving.endpoint import IdSupport, Served, check_name, identify, is_nearby, one_for_all, takes_ids
@@ -159,6 +159,11 @@ class EndpointRun(ModelRun):
             "by_ids": ids_as is not None if ids_as in (None, "vllm") else ids_as,  # vLLM's were stored as True
             "extra_body": dict(plan.extra_body),
         }
+        # What changes an answer's text; unless it is set, keys stay what they were.
+        if plan.think_tag != THINK_TAG and ids_as is None:
+            facts["think_tag"] = plan.think_tag
+        if plan.status_code_mappings:
+            facts["status_code_mappings"] = {str(status): text for status, text in plan.status_code_mappings.items()}
         ids, messages = "token ids, rendered and tokenised by evalswap", "messages; template applied by the server"
         how = ids if ids_as else messages
         self._identify(identity, facts, {"prompts": how})
@@ -180,3 +185,20 @@ class EndpointRun(ModelRun):
                 f"hint: at most {plan.max_in_flight} requests are in flight (batch_size, max_workers or "
                 "--api-in-flight): a server of your own is likely to answer more at once"
             )
+
+
+def asking_the_same(runs: Sequence[EndpointRun]) -> list[list[EndpointRun]]:
+    """Group the runs that ask the same of the same servers: in turn, all but the first find the answers stored."""
+    groups: list[list[EndpointRun]] = []
+    for run in runs:
+        same = next((group for group in groups if _questions(group[0].plan) == _questions(run.plan)), None)
+        if same is None:
+            groups.append([run])
+        else:
+            same.append(run)
+    return groups
+
+
+def _questions(plan: ModelPlan) -> tuple[object, ...]:
+    assert plan.endpoint is not None
+    return plan.endpoint.base_urls, plan.endpoint.model, plan.prompt, plan.sampling

@@ -1,4 +1,4 @@
-"""One address with one key: its client, its window, its limits, its circuit breaker and its gate."""
+"""One address with one key: its client, its window, its limits and its circuit breaker."""
 
 from __future__ import annotations
 
@@ -15,69 +15,38 @@ FAILURES_TO_OPEN = 5  # in a row, of the transport, until the circuit opens
 FIRST_PROBE = 0.5  # seconds until one request is tried again; doubles with each that fails
 LONGEST_PROBE = 30.0
 REFUSALS_TO_PAUSE = 3  # 429s in a row until nobody is sent there before the server's time is up
-CASUALTY_GRACE = 15.0  # seconds before its gate closes in which a dying server may fail requests
 
 
 class Endpoint:
     """Where requests are sent. The asker decides when; this says whether and from when on it may.
 
     The *circuit* opens when the transport fails several times in a row; then one request at a time tries whether the
-    endpoint is back. The *gate* is for whoever looks after the server: closed, nothing is sent.
+    endpoint is back.
     """
 
     def __init__(self, client: HttpClient, *, limits: RateLimits | None = None, supervised: bool = False) -> None:
-        """``supervised``: somebody closes the gate when the server has died, and opens it when there is a new one."""
+        """``supervised``: somebody ends the asking when the server has died or is ill, and starts another."""
         self.limits = limits
         self.supervised = supervised
         self.window: WindowControl = FixedWindow(1)  # the asker puts its own strategy here
         self.in_flight = 0
         self.answers = 0
         self.rejections = 0  # 403s and 404s before the first answer
-        self.closings: list[float] = []  # when the gate was closed, each time
         self.refused: EvalswapError | None = None  # why nothing will ever be sent here again
         self.trouble: EvalswapError | None = None  # why the circuit is open
         self.down_since = math.inf  # when the circuit opened, or inf
+        self.failing = False  # whether the last that was heard from here was no answer
         self.changed: Callable[[], None] = lambda: None  # the asker's: something more may be possible now
         self.now: Callable[[], float] = lambda: 0.0  # the asker's clock
         self._told = ToldLimits()
-        self._gate_open = True
         self._failures = 0  # of the transport, in a row
         self._refusals = 0  # 429s in a row
         self._probing = False  # whether the one request that tries is in flight
         self._probe_at = -math.inf
         self._probe_pause = FIRST_PROBE
         self._paused_until = -math.inf
-        self._set_client(client)
-
-    def _set_client(self, client: HttpClient) -> None:
         self.client = client
         client.on_headers = self._hear
-
-    # -- the gate --------------------------------------------------------------------------------------
-
-    @property
-    def is_open(self) -> bool:
-        return self._gate_open
-
-    def close(self) -> None:
-        """Send nothing until :meth:`open`. What dies with the server is asked again, as if it had never been asked."""
-        if self._gate_open:
-            self._gate_open = False
-            self.closings.append(self.now())
-            self.changed()
-
-    def open(self, client: HttpClient | None = None) -> None:
-        """Send again; ``client`` if the server has another address now. The caller closes the old client."""
-        if client is not None:
-            self._set_client(client)
-        self._gate_open = True
-        self._close_circuit()
-        self.changed()
-
-    @property
-    def generation(self) -> int:
-        """How many servers there have been before this one."""
-        return len(self.closings)
 
     # -- may a request start here? ---------------------------------------------------------------------
 
@@ -93,7 +62,7 @@ class Endpoint:
 
     def ready_at(self) -> float:
         """Return from when on a request may start here, as far as places are free; inf if only an event can tell."""
-        if not self._gate_open or self.refused is not None:
+        if self.refused is not None:
             return math.inf
         if self.trouble is not None:
             return math.inf if self._probing else max(self._probe_at, self._paused_until)
@@ -114,7 +83,7 @@ class Endpoint:
     def answered(self) -> None:
         """Hear of an answer, whatever it says: the endpoint works."""
         self.answers += 1
-        self._probing = False
+        self._probing = self.failing = False
         self._refusals = 0
         if self._failures:
             self._close_circuit()
@@ -126,7 +95,7 @@ class Endpoint:
         ``error`` is None for an answer that is none: the transport works.
         """
         now = self.now()
-        self._probing = False
+        self._probing, self.failing = False, True
         self.window.outcome(error is None, self.in_flight)
         if error is None:
             return
@@ -138,6 +107,12 @@ class Endpoint:
             self._failures += 1
             if self.trouble is not None or self._failures >= FAILURES_TO_OPEN:
                 self._open_circuit(error, now)
+
+    def rejected(self) -> None:
+        """Hear of a refusal that may be the endpoint's or the prompt's: another request must tell."""
+        self.rejections += 1
+        self._probing = False
+        self._probe_at = self.now() + self._probe_pause
 
     def _open_circuit(self, error: EvalswapError, now: float) -> None:
         if self.trouble is None:

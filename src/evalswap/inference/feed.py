@@ -7,7 +7,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -28,8 +28,7 @@ class Item:
     attempts: int = 0
     waits: int = 0  # how often the server said "later"
     began: float = math.nan  # when its first attempt started
-    lost: list[tuple[object, int, float]] = field(default_factory=list)  # attempts that a dying server may have cost
-    verdict: EvalswapError | None = None  # why it has failed, unless its last attempt turns out not to count
+    verdict: EvalswapError | None = None  # why it has failed, unless its server is found to be at fault
 
 
 class Feed:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from evalswap.inference.rate_headers import Allowance, allowance
 
 MINUTE = 60.0
+LONGEST_BELIEVED = 60.0  # seconds; then one request tries, and a server that has nothing to give says so itself
 
 
 class Bucket:
@@ -108,7 +109,7 @@ class ToldLimit:
         self._left -= amount
         self._amount = amount
         if self._left < amount:
-            self._ready_at = now + amount * self._each
+            self._ready_at = now + min(amount * self._each, LONGEST_BELIEVED)
 
     def hear(self, told: Allowance, now: float, on_the_way: int) -> None:
         """Believe the newest headers, which do not know what is still on the way.
@@ -119,7 +120,7 @@ class ToldLimit:
         self._left = told.remaining - on_the_way * self._amount
         self._each = told.reset / (gone if gone > 0 else self._amount)
         short = min(self._amount - self._left, self._amount)
-        self._ready_at = now + short * self._each if short > 0 else -math.inf
+        self._ready_at = now + min(short * self._each, LONGEST_BELIEVED) if short > 0 else -math.inf
 
 
 class ToldLimits:

@@ -24,7 +24,7 @@ async def follow_load(endpoint: Endpoint, engine: Engine, changed: Callable[[], 
     pause = POLL
     while True:
         await asyncio.sleep(pause)
-        if not endpoint.is_open or not endpoint.in_flight:
+        if not endpoint.in_flight:
             continue
         try:
             load = engine.read_load(await endpoint.client.get_text(engine.load_path, TIMEOUT))

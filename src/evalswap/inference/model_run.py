@@ -18,7 +18,7 @@ from typing import Any
 from evalswap.checkpoint import Checkpoint
 from evalswap.content_keys import ContentKeys
 from evalswap.engines.base import Engine
-from evalswap.errors import EvalswapError
+from evalswap.errors import EvalswapError, TokenizerError
 from evalswap.inference.answers import answer_texts
 from evalswap.inference.asking import Asker
 from evalswap.inference.faults import TransientError
@@ -254,12 +254,8 @@ class ModelRun(ABC):
         self.store.add_attempt(self.context.run, attempt)
 
     def _stored(self, answers: Sequence[Answer]) -> list[Response]:
-        """Decode and store answers, all or none."""
-        texts = answer_texts(
-            [(timed.completion, request.sampling) for request, timed in answers],
-            self._tokenizer,
-            skip_special_tokens=self.plan.sampling.skip_special_tokens,
-        )
+        """Decode and store answers, all or none; but a row whose answer cannot be decoded has failed."""
+        texts = self._texts(answers)
         engine = str(self.outcome.engine)
         responses = [
             Response(
@@ -276,9 +272,26 @@ class ModelRun(ABC):
                 engine=engine,
             )
             for (request, timed), text in zip(answers, texts, strict=True)
+            if isinstance(text, str)
         ]
         self.store.add_responses(self._keys.source, responses)
+        for (request, timed), error in zip(answers, texts, strict=True):
+            if isinstance(error, TokenizerError):
+                self._failed(Failure(request.key, request.job, request.row, error.message, timed.attempts))
         return responses
+
+    def _texts(self, answers: Sequence[Answer]) -> Sequence[str | TokenizerError]:
+        """Decode answers together; one by one, if the tokenizer fails at one of them."""
+        try:
+            return answer_texts(
+                [(timed.completion, request.sampling) for request, timed in answers],
+                self._tokenizer,
+                skip_special_tokens=self.plan.sampling.skip_special_tokens,
+            )
+        except TokenizerError as error:
+            if len(answers) == 1:
+                return [error]
+            return [text for answer in answers for text in self._texts([answer])]
 
     def _count(self, response: Response) -> None:
         """Score a new answer for all rows that waited for it."""

@@ -51,9 +51,9 @@ class Pool:
         self._say(self._redact(f"{where}; going on without it"))
 
     def check_patience(self, error: EvalswapError, now: float) -> None:
-        """Raise EngineError if all endpoints have been down for too long. One whose gate is closed is in good hands."""
+        """Raise EngineError if all endpoints have been down for too long."""
         places = [e for e in self.endpoints if e.usable]
-        if not all(e.down and e.is_open for e in places):
+        if not all(e.down for e in places):
             return
         seconds = now - max(e.down_since for e in places)
         if seconds >= self._patience:

@@ -6,11 +6,13 @@ import random
 from dataclasses import dataclass
 
 from evalswap.errors import EvalswapError
-from evalswap.inference.endpoints import CASUALTY_GRACE, Endpoint
+from evalswap.inference.endpoints import Endpoint
 from evalswap.inference.faults import TransientError
 from evalswap.inference.feed import Item
 
-VERDICT_AFTER = 10.0  # seconds until a supervised server's last failure counts, if its gate has not closed by then
+# Seconds until a request's last failure counts at a supervised server: until then it would be known that the server has
+# died or is ill, and somebody had ended the asking (see supervision.py).
+VERDICT_AFTER = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,8 @@ class RetryPolicy:
 
     The pause doubles with each attempt and is drawn from zero to that ("full jitter",
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), so that requests that failed together
-    do not come back together. A server's own wish comes before it.
+    do not come back together. A server's own wish comes before it, unless that is shorter than our first pause: "now",
+    said to all who are refused, would spend all their chances in a moment.
     """
 
     retries: int = 3  # attempts after the first
@@ -32,8 +35,8 @@ class RetryPolicy:
     def pause(self, times: int, wish: float | None = None) -> float:
         """Return how long to wait after the ``times``-th failure (1, 2, …), in seconds."""
         longest = min(self.longest_pause, self.first_pause * 2.0 ** min(times - 1, 30))
-        if wish is None:
-            return random.uniform(0.0, longest)
+        if wish is None or wish < self.first_pause:
+            return max(wish or 0.0, random.uniform(0.0, longest))
         return wish + random.uniform(0.0, min(longest, 0.1 * wish))
 
     def after(self, item: Item, endpoint: Endpoint, error: EvalswapError, now: float) -> float | None:
@@ -54,24 +57,9 @@ class RetryPolicy:
         else:
             pause, spent = self.pause(item.attempts, wish), item.attempts > self.retries
         failed = spent or now + pause > item.began + self.deadline
+        if not failed:
+            return pause
         if not endpoint.supervised:
-            return None if failed else pause
-        if kind != "busy":
-            item.lost.append((endpoint, endpoint.generation, now))
-        if failed:
-            item.verdict = error
-        return VERDICT_AFTER if failed else pause
-
-
-def pardon(item: Item, now: float) -> None:
-    """Take back the attempts that failed shortly before their server was found dead, and the verdict with them."""
-    open_cases = []
-    for endpoint, generation, moment in item.lost:
-        assert isinstance(endpoint, Endpoint)
-        if endpoint.generation == generation:
-            if now - moment <= CASUALTY_GRACE:
-                open_cases.append((endpoint, generation, moment))
-        elif endpoint.closings[generation] - moment <= CASUALTY_GRACE:
-            item.attempts -= 1
-            item.verdict = None
-    item.lost[:] = open_cases
+            return None
+        item.verdict = error
+        return VERDICT_AFTER

@@ -25,8 +25,11 @@ TOKEN_ON_GPU, TOKEN_ON_CPU = 0.25, 3.0
 MOST_LOSSES = 3  # without an answer between them
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before an engine is started again; doubles with each in a row
 MEMORY_SECONDS = 60.0  # that the GPU's memory may take to be freed
-LOOK_SECONDS = 10.0  # between two looks at a silent engine
-SICK_LOOKS = 3  # in a row, until an engine that says it is not healthy is believed
+LOOK_SECONDS = 5.0  # between two looks at a silent engine
+LOOK_TIMEOUT = 10.0  # seconds
+# An engine that says it is not healthy is believed after so many looks in a row: at most 12 s after its last answer,
+# which must be before what it fails counts (retrying.py).
+SICK_LOOKS, SICK_LOOK_SECONDS = 3, 1.0
 
 
 def patience_with(engine: ManagedEngine, launch: Launch, longest_answer: int) -> float:
@@ -151,7 +154,7 @@ class Supervisor:
         seen, load, sick = answers(), None, 0
         moved = time.monotonic()
         while True:
-            await asyncio.sleep(min(LOOK_SECONDS, self._hang_seconds / 4))
+            await asyncio.sleep(min(SICK_LOOK_SECONDS if sick else LOOK_SECONDS, self._hang_seconds / 4))
             if answers() != seen or not waiting():
                 seen, moved, sick = answers(), time.monotonic(), 0
                 continue
@@ -170,7 +173,7 @@ class Supervisor:
         if self._engine.load_path is None or self.client is None:
             return None
         try:
-            return self._engine.read_load(await self.client.get_text(self._engine.load_path, LOOK_SECONDS))
+            return self._engine.read_load(await self.client.get_text(self._engine.load_path, LOOK_TIMEOUT))
         except (TransientError, FinalError):
             return None
 
@@ -179,7 +182,7 @@ class Supervisor:
         if self.client is None:
             return False
         try:
-            await self.client.get_text(self._engine.health_path, LOOK_SECONDS)
+            await self.client.get_text(self._engine.health_path, LOOK_TIMEOUT)
         except TransientError as error:
             return error.status is not None
         except FinalError:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from evalswap import __version__
-from evalswap.errors import EvalswapError
+from evalswap.errors import EvalswapError, TokenizerError
 
 DECIDING = ("transformers", "tokenizers", "jinja2")  # the packages whose versions decide what a prompt's tokens are
-MESSAGES = "2"  # what is asked and answered here; with another meaning it gets another number
+MESSAGES = "3"  # what is asked and answered here; with another meaning it gets another number
 LONGEST_PATH = 100  # bytes of a Unix socket's path: the system takes 107
 
 
@@ -104,7 +104,7 @@ def _answer(connection: Connection[Any, Any], tokenizers: dict[str, Any], proble
         except EvalswapError as known:
             error, where = known, traceback.format_exc()
         except Exception as unknown:
-            error, where = EvalswapError(f"the tokenizer failed: {unknown!r}"), traceback.format_exc()
+            error, where = TokenizerError(f"the tokenizer failed: {unknown!r}"), traceback.format_exc()
         try:
             connection.send((result, error, where))
         except OSError:

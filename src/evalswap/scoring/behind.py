@@ -36,14 +36,14 @@ class JobScoring:
         self._sink = sink
         self._scores = score
         self._sum = ScoreSum()
-        self._remembered: dict[int, Scored] = {}
+        self._remembered: dict[int, tuple[int, Scored]] = {}  # row → hash of the text, and its score
         self._last = -1  # the last row that is done
 
     def right(self, row: int, text: str, gold: str) -> bool:
         """Score an answer that has just arrived, by the first metric; its turn comes later."""
         scored = self._score(text, gold)
         if self._scores and len(self._remembered) < MOST_REMEMBERED:
-            self._remembered[row] = scored
+            self._remembered[row] = hash(text), scored
         return bool(scored.metrics[self._scorer.metrics[0]])
 
     def advance(self, most: int) -> int:
@@ -70,11 +70,12 @@ class JobScoring:
         return done
 
     def _do(self, answered: Answered) -> None:
-        scored = self._remembered.pop(answered.row, None)
+        text_hash, scored = self._remembered.pop(answered.row, (0, None))
         if answered.response is None:
             self._sum.add(answered.row, None)
             return
-        if scored is None and self._scores:
+        # Another run of this folder may have asked the same, and its answer was the first.
+        if self._scores and (scored is None or text_hash != hash(answered.response.text)):
             scored = self._score(answered.response.text, answered.gold)
         self._sink.add(answered, scored)
         self._sum.add(answered.row, scored or Scored("", {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -13,6 +14,9 @@ from evalswap.errors import EngineError, did_you_mean
 from evalswap.inference.client import FinalError, HttpClient, TransientError
 
 SHOWN_MODELS = 10
+LISTING_SECONDS = 30.0  # that a server's list of models may take
+TOKEN_SECONDS = 300.0  # that one token may take; the model may have to be loaded first
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds until a server that is busy is asked again what it serves
 NO_SUCH_MODEL = (400, 404, 422)  # statuses that servers give to a model's name that they do not know
 PROBE = [1, 2, 3]  # any ids; every vocabulary has these
 TOLD_BY: Mapping[str, str] = {"stop_reason": "vllm", "matched_stop": "sglang"}  # fields that one server alone sends
@@ -39,15 +43,19 @@ async def identify(client: HttpClient, model: str) -> Served:
     """Return what ``GET /models`` says of a model; nothing if the server does not tell.
 
     Part of the content key, so that answers of two different servers on one address are never mixed up.
-    Raises EngineError if nothing answers at the address.
+    Raises EngineError if nothing answers at the address, or a busy server does not come to it.
     """
     try:
-        answer = await client.get("/models")
+        answer = await _listing(client)
     except FinalError:
         return Served()
     except TransientError as error:
-        if error.status is not None or error.kind == "failed":  # it answers, though not to this
+        if error.kind == "failed":  # it answers, though not to this
             return Served()
+        if error.status is not None:  # not to know would be another key: all would be asked and paid for again
+            raise EngineError(
+                f"{client.base_url} does not say what it serves: {error.message}", "is it starting, or busy? Try again"
+            ) from error
         raise EngineError(
             f"no server answers at {client.base_url}: {error.message}",
             "is it running? Is the address right (--api-base, openai_api_base)?",
@@ -63,6 +71,18 @@ async def identify(client: HttpClient, model: str) -> Served:
     return Served(others=tuple(str(entry["id"]) for entry in known if entry.get("id")), server=server)
 
 
+async def _listing(client: HttpClient) -> Any:
+    """Return the answer to ``GET /models``, asking again where a server answers that it cannot answer now."""
+    for pause in PAUSES:
+        try:
+            return await client.get("/models", LISTING_SECONDS)
+        except TransientError as error:
+            if error.status is None:
+                raise
+        await asyncio.sleep(pause)
+    return await client.get("/models", LISTING_SECONDS)
+
+
 async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> None:
     """Ask for one token of a model that is not on its server's list: some servers answer to other names, too.
 
@@ -70,7 +90,7 @@ async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> N
     """
     body = {"model": model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
     try:
-        await client.post("/chat/completions", body)
+        await client.post("/chat/completions", body, TOKEN_SECONDS)
     except FinalError as error:
         if error.status == 404 or (error.status in NO_SUCH_MODEL and model in error.message):
             shown = ", ".join(others[:SHOWN_MODELS]) + (", …" if len(others) > SHOWN_MODELS else "")
@@ -95,7 +115,7 @@ async def takes_ids(client: HttpClient, model: str, server: str | None) -> IdSup
         "return_token_ids": True, "add_special_tokens": False,
     }  # fmt: skip
     try:
-        answer = await client.post("/completions", body)
+        answer = await client.post("/completions", body, TOKEN_SECONDS)
         choice = answer["choices"][0]
         if not isinstance(choice.get("token_ids"), list):
             return IdSupport(why_not="it answers without token ids (return_token_ids is ignored)")
