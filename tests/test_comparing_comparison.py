@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from rich.console import Console
 from stored_runs import Run, changed, numbered, write_opencompass, write_run
 
 from evalswap.comparing.comparison import Evidence, alone, compare_runs, wiring_proof
-from evalswap.comparing.outputs import Side
+from evalswap.comparing.divergence import Logprobs, Question
+from evalswap.comparing.origin import spec_of
+from evalswap.comparing.outputs import Output, Side
 from evalswap.comparing.pairing import Pairing, key_of
 from evalswap.comparing.pooling import FEWEST
-from evalswap.comparing.running import Rerunner, in_float32, no_float32, proof_of, spec_of, transformers_plan
+from evalswap.comparing.running import Rerunner, in_float32, no_float32, proof_of, transformers_plan
 from evalswap.comparing.sides import read_sides
+from evalswap.comparing.statistics import wilson_interval
 from evalswap.config.specs import parse_model
 from evalswap.errors import ConfigError
 from evalswap.prompting.tokenizer_process import TokenizerProcess
@@ -73,6 +77,54 @@ def test_many_small_datasets_are_judged_as_one_too(tmp_path: Path) -> None:
     text = console.export_text()
     assert text.count("The difference is within") == 1  # reasons of the whole, not of each subject
     assert text.count("subject_") == FEWEST + 2
+
+
+def test_a_contender_without_all_datasets_is_not_judged_over_all(tmp_path: Path) -> None:
+    names = [f"subject_{i}" for i in range(FEWEST)]
+    reference, full = _runs(tmp_path, {name: {} for name in names}, rows=30)
+    part = [replace(side, folder=tmp_path / "part", model="tiny-sglang") for side in full[:3]]
+    unscored = [
+        replace(
+            side, folder=tmp_path / "unscored", model="tiny-lmdeploy", outputs=_unscored(side) if i else side.outputs
+        )
+        for i, side in enumerate(full)
+    ]
+    comparison = compare_runs([reference, full, part, unscored])
+    pooled = comparison.datasets[0]
+    assert pooled.dataset == "all 10 datasets"
+    assert [against.contender.name for against in pooled.others] == ["tiny-vllm"]
+    assert comparison.notes == (
+        "tiny-sglang is not judged over all 10 datasets: it is compared on 3 of them",
+        "tiny-lmdeploy is not judged over all 10 datasets: it is scored on 1 of them",
+    )
+    nobody = compare_runs([reference, part, [*full[3:]]])  # each has some: nothing is judged over all
+    assert [dataset.dataset for dataset in nobody.datasets] == names
+    assert len(nobody.notes) == 2
+
+
+def _unscored(side: Side) -> dict[int, Output]:
+    return {row: replace(output, right=None) for row, output in side.outputs.items()}
+
+
+def test_a_pooled_score_has_an_interval_that_rows_can_support(tmp_path: Path) -> None:
+    pooled = compare_runs(_runs(tmp_path, {f"subject_{i}": {} for i in range(FEWEST)}, rows=3)).datasets[0]
+    assert pooled.reference.interval == wilson_interval(30, 30)  # all right: clustered by dataset it has no width
+
+
+def test_answers_that_are_drawn_have_no_near_ties_and_that_is_said(tmp_path: Path) -> None:
+    rows = numbered(4)
+    runs = [
+        read_sides(write_run(tmp_path / engine, Run("20260101_000000", made, engine, sampling={"temperature": 0.7})))
+        for engine, made in (
+            ("transformers", rows),
+            ("vllm", changed(rows, {1: {"ids": (11, 9, 2), "text": "It is 5."}})),
+        )
+    ]
+    (dataset,) = compare_runs(runs, explainer=_Tied()).datasets
+    assert dict(dataset.others[0].counts) == {"unexplained": 1}
+    assert "Answers are drawn" in dataset.others[0].reasons[-1]
+    (same,) = compare_runs([runs[0], [replace(runs[0][0], folder=tmp_path)]]).datasets
+    assert not any("drawn" in reason for reason in same.others[0].reasons)  # nothing differs
 
 
 def test_few_datasets_are_not_pooled(tmp_path: Path) -> None:
@@ -188,6 +240,11 @@ def test_a_reference_without_a_batch_size_has_no_noise_to_measure(tmp_path: Path
     side = read_sides(write_run(tmp_path, Run("20260101_000000", numbered(2), "vllm", "tiny-vllm")))[0]
     with pytest.raises(ConfigError, match="no batch size"):
         Rerunner(Console(quiet=True), 0.0, TokenizerProcess()).noise(side)
+
+
+class _Tied:
+    def logprobs(self, reference: Side, questions: Sequence[Question]) -> dict[Question, Logprobs]:
+        return dict.fromkeys(questions, Logprobs(-0.5, -0.5))
 
 
 class _Silent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -62,6 +63,22 @@ def test_a_near_tie_is_one_that_rounding_can_decide(dtype: str, near: float) -> 
     assert _difference(a, b, near * 0.9, dtype).kind == "near-tie"
     assert _difference(a, b, near * 1.1, dtype).kind == "unexplained"
     assert _difference(a, b, near * 0.9, dtype).first.gap == pytest.approx(near * 0.9)
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.7}, {"presence_penalty": 0.5}, {"frequency_penalty": -0.1}])
+def test_a_gap_that_did_not_decide_makes_no_near_tie(sampling: dict[str, Any]) -> None:
+    a, b = _output((11, 12, EOS)), _output((11, 13, EOS))
+    assert _difference(a, b, 0.01).kind == "near-tie"
+    assert _difference(a, b, 0.01, **sampling).kind == "unexplained"
+    for sides in ((_side(a, **sampling), _side(b)), (_side(a), _side(b, **sampling))):
+        assert "no difference is called a near-tie" in str(Differ(*sides).no_near_ties)
+    assert Differ(_side(a), _side(b)).no_near_ties is None
+
+
+def test_a_stop_id_that_min_new_tokens_forbids_is_no_near_tie() -> None:
+    a, b = _output((11, 12, 13, EOS)), _output((11, EOS, 12, EOS))
+    assert _difference(a, b, 0.01, min_new_tokens=3).kind == "unexplained"
+    assert _difference(a, b, 0.01, min_new_tokens=1).kind == "near-tie"
 
 
 def test_an_end_that_was_nearly_chosen_is_a_near_tie_and_another_is_stop_handling() -> None:

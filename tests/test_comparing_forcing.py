@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from served_app import served
-from stored_runs import FACTS
+from stored_runs import FACTS, SAMPLING
+from test_transformers_worker import Worker as RealWorker
 
 from evalswap.comparing.divergence import Logprobs, Question
 from evalswap.comparing.forcing import FILE_NAME, TOP, ReferenceLogprobs
@@ -100,6 +101,46 @@ def test_each_place_is_one_prefill_in_the_reference_s_dtype(tmp_path: Path, work
     assert asked == [([1, 5, 6], 2, TOP), ([1, 5, 6, 3], 3, TOP), ([1, 5, 6, 99], 3, 0)]
     assert worker.dtypes == ["bfloat16"]  # the run's, not the plan's
     assert worker.running == 0
+
+
+def test_a_repetition_penalty_goes_with_the_question_and_its_answers_are_kept_apart(
+    tmp_path: Path, worker: Worker
+) -> None:
+    _ask(tmp_path, plan_of=lambda side: PLAN)
+    assert not any("repetition_penalty" in body for body in worker.bodies)
+    worker.bodies.clear()
+    sampling = {"gsm8k": {**SAMPLING, "repetition_penalty": 1.1}}
+    penalised = Side(
+        Path("run"), "tiny-hf", "gsm8k", "accuracy", None, {}, record={"facts": {**FACTS, "sampling": sampling}}
+    )
+    assert ReferenceLogprobs(tmp_path).logprobs(penalised, QUESTIONS) == {}
+    with ReferenceLogprobs(tmp_path, plan_of=lambda side: PLAN) as asked:
+        assert len(asked.logprobs(penalised, QUESTIONS)) == 2
+    assert [body["repetition_penalty"] for body in worker.bodies] == [1.1] * 3
+    assert len(ReferenceLogprobs(tmp_path).logprobs(penalised, QUESTIONS)) == 2
+
+
+@pytest.mark.e2e
+def test_with_a_repetition_penalty_the_likeliest_tokens_are_those_of_the_answer(
+    transformers_python: str, demo_model: Path
+) -> None:
+    prompt = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 2]
+    real = RealWorker(transformers_python, demo_model, "--dtype", "float32", "--batch-size", "1")
+    try:
+        real.wait_for(200)
+        answer = real.generate(prompt, max_new_tokens=24, repetition_penalty=1.3)["token_ids"]
+        body = {"input_ids": prompt + answer, "start": len(prompt), "top": 1}
+        raw, penalised = (
+            [place["top"][0][0] for place in real.ask("POST", "/logprobs", {**body, **penalty})[1]["logprobs"]]
+            for penalty in ({}, {"repetition_penalty": 1.3})
+        )
+        refused, _ = real.ask("POST", "/logprobs", {**body, "repetition_penalty": 0})
+    finally:
+        real.process.kill()
+        real.process.wait()
+    assert penalised == answer
+    assert raw != answer
+    assert refused == 400
 
 
 def test_what_is_known_is_not_asked_again_and_no_engine_is_started(tmp_path: Path, worker: Worker) -> None:

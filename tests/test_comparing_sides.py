@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,31 @@ def test_what_nobody_scored_is_scored_by_the_runs_own_config(tmp_path: Path) -> 
     assert side.outputs[0].answer == "7"
 
 
+@pytest.mark.parametrize(
+    ("engine", "model", "right"),
+    [("transformers", "plain-hf", False), ("vllm", "tiny-vllm", True), ("openai", "tiny-openai", None)],
+)
+def test_what_nobody_scored_is_scored_with_the_post_processor_of_the_model_too(
+    tmp_path: Path, engine: str, model: str, right: bool | None
+) -> None:
+    rows = [Row(text="The answer is 18.", gold="18")]
+    folder = write_run(tmp_path, Run("20260101_000000", rows, engine, model, scored=False))
+    (folder / "configs").mkdir()
+    (folder / "configs/20260101_000000_1.py").write_text(CONFIG_OF_MODELS)
+    (side,) = read_sides(folder)
+    assert side.outputs[0].right is right  # None: no address is kept, so it is not known which of the models this is
+
+
+CONFIG_OF_MODELS = """
+models = [{'type': 'HuggingFacewithChatTemplate', 'path': './tiny', 'abbr': 'plain-hf'},
+          {'type': 'HuggingFacewithChatTemplate', 'path': './tiny', 'abbr': 'tiny-hf',
+           'pred_postprocessor': {'type': 'gsm8k_postprocess'}}]
+datasets = [{'type': 'GSM8KDataset', 'abbr': 'gsm8k',
+  'reader_cfg': {'input_columns': ['question'], 'output_column': 'answer'},
+  'infer_cfg': {'prompt_template': {'template': {'round': [{'role': 'HUMAN', 'prompt': '{question}'}]}}},
+  'eval_cfg': {'evaluator': {'type': 'Gsm8kEvaluator'}}}]
+"""
+
 CONFIG = """
 models = [{'type': 'HuggingFacewithChatTemplate', 'path': './tiny', 'abbr': 'tiny-hf'}]
 datasets = [{'type': 'GSM8KDataset', 'abbr': 'gsm8k',
@@ -119,11 +145,39 @@ def test_the_parts_of_an_opencompass_dataset_are_put_together(tmp_path: Path) ->
     folder = write_opencompass(tmp_path / "old", "m", "gsm8k", [("1", "1"), ("2", "2")], 50.0)
     predictions = folder / "predictions/m"
     (predictions / "gsm8k.json").rename(predictions / "gsm8k_0.json")
-    for number in (1, 10):
+    for number in range(1, 11):
         (predictions / f"gsm8k_{number}.json").write_text(json.dumps({"0": {"prediction": str(number), "gold": "1"}}))
     (side,) = read_sides(folder)
     assert side.dataset == "gsm8k"
-    assert [side.outputs[row].text for row in range(4)] == ["1", "2", "1", "10"]
+    assert [side.outputs[row].text for row in range(12)] == ["1", "2", *map(str, range(1, 11))]
+
+
+def test_a_row_that_is_missing_in_a_part_shifts_no_other(tmp_path: Path) -> None:
+    folder = write_opencompass(tmp_path / "old", "m", "gsm8k_0", [("a", "1")], 50.0)
+    (folder / "results/m/gsm8k_0.json").unlink()
+    for number, rows in enumerate(({"0": "a", "2": "c"}, {"0": "d"})):
+        content = {row: {"prediction": text, "gold": "1"} for row, text in rows.items()}
+        (folder / f"predictions/m/gsm8k_{number}.json").write_text(json.dumps(content))
+    (side,) = read_sides(folder)
+    assert {row: output.text for row, output in side.outputs.items()} == {0: "a", 2: "c", 3: "d"}
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_missing_part_of_an_opencompass_dataset_is_named(tmp_path: Path, missing: int) -> None:
+    folder = write_opencompass(tmp_path / "old", "m", "gsm8k", [("1", "1")], 50.0)
+    predictions = folder / "predictions/m"
+    (predictions / "gsm8k.json").unlink()
+    for number in {0, 1, 2} - {missing}:
+        (predictions / f"gsm8k_{number}.json").write_text(json.dumps({"0": {"prediction": str(number), "gold": "1"}}))
+    with pytest.raises(StoreError, match=rf"gsm8k_{missing}\.json: missing"):
+        read_sides(folder)
+
+
+def test_opencompass_datasets_whose_names_end_in_numbers_are_no_parts(tmp_path: Path) -> None:
+    folder = write_opencompass(tmp_path / "old", "m", "subset_0", [("1", "1")], 50.0)
+    for part in ("predictions", "results"):
+        shutil.copy(folder / part / "m/subset_0.json", folder / part / "m/subset_2.json")
+    assert [side.dataset for side in read_sides(folder)] == ["subset_0", "subset_2"]
 
 
 @pytest.mark.parametrize(

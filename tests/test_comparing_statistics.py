@@ -208,6 +208,85 @@ def test_clustered_errors_do_not_take_ten_copies_for_ten_rows() -> None:
     assert "clustered in 30 groups" in judge(clustered, (), 1.0)[1][-1]
 
 
+Flips = tuple[int, int]  # right→wrong and wrong→right of one group
+
+
+@cache
+def _in_groups(rows: int, groups: tuple[Flips, ...]) -> PairedStatistics:
+    """Return the statistics of groups of so many rows each. Their order decides nothing."""
+    a: list[bool] = []
+    b: list[bool] = []
+    for worse, better in groups:
+        a += [True] * (rows - better) + [False] * better
+        b += [False] * worse + [True] * (rows - worse)
+    return paired_statistics(a, b, 1.0, [place for place in range(len(groups)) for _ in range(rows)])
+
+
+@pytest.mark.parametrize(
+    ("groups", "rows", "worse", "better"),
+    [(10, 30, 0.01, 0), (57, 6, 0.01, 0), (10, 40, 0.01, 0), (57, 8, 0.012, 0.002)],
+)
+def test_groups_a_margin_apart_are_rarely_called_equivalent(
+    groups: int, rows: int, worse: float, better: float
+) -> None:
+    generator = np.random.default_rng(20261122)
+    drawn = generator.multinomial(rows, (worse, better, 1 - worse - better), size=(SIMULATED, groups))
+    found = [_in_groups(rows, tuple(sorted((w, b) for w, b, _ in each))) for each in drawn.tolist()]
+    share = sum(judge(statistics, (), 1.0)[0] == "equivalent" for statistics in found) / SIMULATED
+    assert share <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / SIMULATED)
+
+
+def test_few_flips_in_groups_prove_no_more_than_rows_alone() -> None:
+    found = _in_groups(30, ((1, 0), *[(0, 0)] * 9))
+    assert found.equivalence_p == pytest.approx(0.198, abs=0.001)
+    assert judge(found, (), 1.0)[0] == "inconclusive"
+
+
+def test_a_difference_that_all_groups_show_alike_is_found() -> None:
+    for rows, groups in ((16, 16), (20, 10), (21, 10)):  # the clustered error is 0, or what rounding leaves of it
+        found = _in_groups(rows, ((1, 0),) * groups)
+        assert found.mcnemar_p == mcnemar_p(Pairs(rows * groups - groups, groups, 0, 0))
+        assert judge(found, (), 1.0)[0] == "different"
+    found = _in_groups(1000, ((1, 1),) * 10)
+    assert found.equivalence_interval == equivalence_interval(Pairs(9980, 10, 10, 0))
+    assert judge(found, (), 1.0)[0] == "equivalent"
+
+
+some_groups = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=12).map(tuple)
+
+
+@settings(deadline=None)
+@given(some_groups, st.integers(12, 60))
+def test_groups_claim_nothing_that_rows_alone_would_not(groups: tuple[Flips, ...], rows: int) -> None:
+    found = _in_groups(rows, groups)
+    worse, better = (sum(flips) for flips in zip(*groups, strict=True))
+    alone = statistics_of(Pairs(rows * len(groups) - worse - better, worse, better, 0), 1.0)
+    assert found.mcnemar_p >= alone.mcnemar_p
+    assert found.equivalence_p >= alone.equivalence_p
+    for ours, theirs in (
+        (found.delta_interval, alone.delta_interval),
+        (found.equivalence_interval, alone.equivalence_interval),
+    ):
+        assert ours.low <= theirs.low <= theirs.high <= ours.high
+    if judge(found, (), 1.0)[0] == "inconclusive":
+        assert found.needed_rows is not None
+        assert found.needed_rows > found.rows
+
+
+def test_groups_that_flip_apart_need_more_rows() -> None:
+    alike, apart = (
+        _in_groups(40, ((2, 2),) * 10),
+        _in_groups(40, ((4, 0), (0, 4)) * 5),  # as many flips, in groups of one mind
+    )
+    assert alike.needed_rows == needed_rows(Pairs(360, 20, 20, 0), 0.01)
+    assert alike.needed_rows is not None
+    # four flips of one mind are one: 4 times the variance, by 10 / 9 for few groups
+    assert apart.needed_rows == pytest.approx(alike.needed_rows * 4 * 10 / 9, rel=0.001)
+    for still_right in (0, 8):
+        one = paired_statistics([True] * 9, [True] * still_right + [False] * (9 - still_right), 1.0, ["all"] * 9)
+        assert one.needed_rows is None  # more rows of the only group settle nothing
+
+
 @settings(deadline=None)
 @given(some_pairs)
 def test_sequences_are_counted(pairs: Pairs) -> None:

@@ -73,12 +73,13 @@ def compare_runs(
     names = contender_names([side for pairing in pairings for side in (pairing.reference, *pairing.others)])
     work = _Work(margin, common_only, explainer or Unasked(), evidence, names)
     datasets = _judged([work.dataset(pairing) for pairing in pairings], margin)
+    wholes, left_out = pooled(datasets, work.marks, margin)
     return Comparison(
         evalswap=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         margin=margin,
-        datasets=(*pooled(datasets, work.marks, margin), *datasets),
-        notes=(*evidence.notes, *notes, *work.notes),
+        datasets=(*wholes, *datasets),
+        notes=(*evidence.notes, *notes, *left_out, *work.notes),
     )
 
 
@@ -191,6 +192,9 @@ class _Work:
         if marks:
             self.marks[side.dataset, name] = marks
         ours, theirs = [mark for mark, _ in marks], [mark for _, mark in marks]
+        about = _about_answers(reference, side, rows)
+        if found and differ.no_near_ties:
+            about.append(differ.no_near_ties)
         statistics = paired_statistics(ours, theirs, self.margin) if marks else None
         if statistics and floor and floor.statistics:
             of_floor = (floor.statistics.right_to_wrong + floor.statistics.wrong_to_right) / floor.statistics.rows
@@ -203,7 +207,7 @@ class _Work:
             identical=sum(differ.identical(row) for row in rows),
             statistics=statistics,
             verdict="inconclusive",
-            reasons=tuple(_about_answers(reference, side, rows)),
+            reasons=tuple(about),
             speedup=slow / fast if fast and slow else None,
             differences=tuple(found),
             counts=dict(Counter(difference.kind for difference in found)),

@@ -2,7 +2,8 @@
 
 The first differing token is the cause; all later ones follow from it. At that place the reference engine is asked
 for the log-probabilities of both tokens (``forcing.py``), given everything before it: if they are nearly equal, the
-rounding of sums decided, and no setting of either engine is to blame.
+rounding of sums decided, and no setting of either engine is to blame. That holds only where the log-probabilities are
+what tokens were chosen by: a repetition penalty is applied to them, drawn answers have no near-ties.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from evalswap.store import unpack_ids
 # float32 so many that no rounding bridges a thousandth.
 NEAR_TIE: Mapping[str, float] = {"bfloat16": 0.5, "float16": 0.06, "float32": 0.001}
 NEAR_TIE_UNKNOWN = 0.5  # where the dtype is not told
+UNSEEN_PENALTIES = ("presence_penalty", "frequency_penalty")  # transformers has none of them
 TAIL = 80  # characters at the end of an answer, where its result stands
 
 Decode = Callable[[int], str]  # a token id → its text
@@ -51,6 +53,7 @@ class Parting:
 
     first: FirstDifference
     ended: bool  # one of them ends here, where the other goes on
+    forbidden: bool  # one of the tokens is a stop id that min_new_tokens rules out here
     question: Question | None  # None where there are no two tokens to ask about
 
 
@@ -101,12 +104,13 @@ class Differ:
         pair = [ids.tokens[place] if place < len(ids.tokens) else ids.stop for ids in (ours, theirs)]
         first = FirstDifference(place, "token", self._token_text(pair[0]), self._token_text(pair[1]))
         ended = place in (len(ours.tokens), len(theirs.tokens))
+        forbidden = any(stops.forbids(token, place) for stops in self._stops for token in pair)
         question = None
         known = a.prompt_ids is not None and a.prompt_ids == b.prompt_ids
         if known and pair[0] is not None and pair[1] is not None and pair[0] != pair[1]:
             before = unpack_ids(a.prompt_ids or b"") + ours.tokens[:place]
             question = Question(row, before, pair[0], pair[1])
-        return Parting(first, ended, question)
+        return Parting(first, ended, forbidden, question)
 
     def difference(self, row: int, parting: Parting, logprobs: Logprobs | None) -> Difference:
         """Return the whole record of a differing row."""
@@ -121,7 +125,7 @@ class Differ:
             )
         return Difference(
             row=row,
-            kind=self._kind(row, first, parting.ended),
+            kind=self._kind(row, first, parting),
             first=first,
             reference_right=bool(a.right),
             other_right=bool(b.right),
@@ -141,15 +145,29 @@ class Differ:
         dtypes = [str(side.facts.get("dtype")) for side in (self.reference, self.other)]
         return max(NEAR_TIE.get(dtype, NEAR_TIE_UNKNOWN) for dtype in dtypes)
 
-    def _kind(self, row: int, first: FirstDifference, ended: bool) -> DifferenceClass:
+    @property
+    def no_near_ties(self) -> str | None:
+        """Why no difference is a near-tie, however small the gap: as a sentence, or None where some may be."""
+        blocks = (self.reference.sampling, self.other.sampling)
+        if any(block.get("temperature") for block in blocks):
+            return "Answers are drawn (temperature above 0), so no difference is called a near-tie."
+        if any(block.get(name) for block in blocks for name in UNSEEN_PENALTIES):
+            return (
+                "Tokens are chosen with a presence or frequency penalty, which the reference's log-probabilities leave "
+                "out, so no difference is called a near-tie."
+            )
+        return None
+
+    def _kind(self, row: int, first: FirstDifference, parting: Parting) -> DifferenceClass:
         a, b = self.reference.outputs[row], self.other.outputs[row]
         if a.prompt_ids is not None and b.prompt_ids is not None and a.prompt_ids != b.prompt_ids:
             return "ids"
         if self.identical(row) or a.text == b.text or (_tail(a) == _tail(b) != "" and a.answer != b.answer):
             return "extraction"
-        if first.gap is not None and abs(first.gap) < self.near_tie:
+        nearly = first.gap is not None and abs(first.gap) < self.near_tie
+        if nearly and not parting.forbidden and not self.no_near_ties:
             return "near-tie"
-        return "stop" if ended else "unexplained"
+        return "stop" if parting.ended else "unexplained"
 
     def _ids(self, output: Output, side: int) -> _Ids:
         """Split off the id that ended an output. An engine that does not return it ended at the only one there is."""
@@ -186,7 +204,7 @@ def summed_up(compared: int, identical: int, counts: Mapping[str, int]) -> str:
 def _part_texts(ours: str, theirs: str) -> Parting:
     place = _common(ours, theirs)
     first = FirstDifference(place, "character", ours[place : place + 1] or None, theirs[place : place + 1] or None)
-    return Parting(first, place in (len(ours), len(theirs)), None)
+    return Parting(first, place in (len(ours), len(theirs)), False, None)
 
 
 def _common(ours: Sequence[object], theirs: Sequence[object]) -> int:
@@ -216,6 +234,10 @@ class _Stops:
         return cls(
             ids, int(block.get("min_new_tokens") or 0), ids[0] if len(ids) == 1 and not block.get("stop") else None
         )
+
+    def forbids(self, token: int | None, place: int) -> bool:
+        """Whether a token may not be chosen at a place, however likely it is."""
+        return place < self.protected and token in self.ids
 
     def place(self, tokens: tuple[int, ...]) -> int | None:
         """Return where the first of them stands, as ``inference.answers.before_stop_id`` cuts."""

@@ -75,7 +75,7 @@ class ReferenceLogprobs:
         """Return what is known or can be asked. A worker that fails is said, and leaves its questions open."""
         if self._plan_of is None and not self._known:
             return {}
-        keys = {question: _key(reference.facts, question) for question in questions}
+        keys = {question: _key(reference, question) for question in questions}
         missing = [question for question in questions if keys[question] not in self._known]
         if missing and self._plan_of is not None:
             try:
@@ -103,6 +103,7 @@ class ReferenceLogprobs:
         asked = questions[:MOST_ASKED]
         some = f"the first {len(asked)} of " if len(asked) < len(questions) else ""
         self._say(f"asking the reference about {some}{len(questions)} places where outputs part …")
+        penalty = _penalty(reference)
         free = asyncio.Semaphore(WINDOW)
         done, told = 0, time.monotonic()
 
@@ -111,7 +112,7 @@ class ReferenceLogprobs:
             async def one(question: Question) -> None:
                 nonlocal done, told
                 async with free:
-                    self._keep(keys[question], await _forced(client, question))
+                    self._keep(keys[question], await _forced(client, question, penalty))
                 done += 1
                 if time.monotonic() - told > PLAIN_LINE:
                     told = time.monotonic()
@@ -148,11 +149,13 @@ class ReferenceLogprobs:
             raise StoreError(f"{self._file}: {error.strerror or error}", "free disk space") from error
 
 
-async def _forced(client: Any, question: Question) -> Logprobs:
+async def _forced(client: Any, question: Question, penalty: float) -> Logprobs:
     """Ask for both tokens after the same ids: the reference's as the last of them, the other's among the likeliest."""
 
     async def ask(token: int, top: int) -> dict[str, Any]:
         body = {"input_ids": [*question.before, token], "start": len(question.before), "top": top}
+        if penalty != 1:
+            body["repetition_penalty"] = penalty
         answer = await client.post("/logprobs", body)
         return dict(answer["logprobs"][0])
 
@@ -164,9 +167,17 @@ async def _forced(client: Any, question: Question) -> Logprobs:
     return Logprobs(float(first["logprob"]), other)
 
 
-def _key(facts: Mapping[str, Any], question: Question) -> str:
-    """Return a hash of what decides the answer: the model, how it computes, the ids."""
+def _penalty(reference: Side) -> float:
+    """Return the repetition penalty: the reference chose its tokens from what it leaves of their probabilities."""
+    return float(reference.sampling.get("repetition_penalty") or 1.0)
+
+
+def _key(reference: Side, question: Question) -> str:
+    """Return a hash of what decides the answer: the model, how it computes, the repetition penalty, the ids."""
+    facts, penalty = reference.facts, _penalty(reference)
     source = {name: facts.get(name) for name in ("model", "dtype", "device", "peft_path", "model_kwargs")}
+    if penalty != 1:  # keys without one stay what they were before it was asked for
+        source["repetition_penalty"] = penalty
     digest = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode())
     digest.update(pack_ids((*question.before, question.reference_token, question.other_token)))
     return digest.hexdigest()

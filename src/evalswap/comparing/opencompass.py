@@ -18,7 +18,7 @@ from evalswap.benchmarks.gsm8k_rules import gold_answer
 from evalswap.comparing.outputs import Output, Side, prompt_text
 from evalswap.comparing.scorers import score_unscored, scorer_of_library, take_details
 from evalswap.errors import ConfigError, StoreError
-from evalswap.inference.answers import storable
+from evalswap.surrogates import storable
 
 _PART = re.compile(r"(?P<dataset>.+)_(?P<number>\d+)")
 
@@ -26,32 +26,45 @@ _PART = re.compile(r"(?P<dataset>.+)_(?P<number>\d+)")
 def read_opencompass(folder: Path) -> list[Side]:
     """Return each model and dataset that the folder has predictions of; an empty list if it has none.
 
-    Raises StoreError for a file that cannot be read, ConfigError for one that is no predictions file.
+    Raises StoreError for a file that cannot be read or is missing between others, ConfigError for one that is no
+    predictions file.
     """
     sides = []
     for model in sorted(path for path in (folder / "predictions").glob("*") if path.is_dir()):
-        for dataset, files in sorted(_by_dataset(sorted(model.glob("*.json"))).items()):
+        scored = {path.stem for path in (folder / "results" / model.name).glob("*.json")}
+        for dataset, files in sorted(_by_dataset(sorted(model.glob("*.json")), scored).items()):
             sides.append(_side(folder, model.name, dataset, files))
     return sides
 
 
-def _by_dataset(files: list[Path]) -> dict[str, list[Path]]:
-    """Group the parts of a dataset: ``gsm8k_0.json`` and ``gsm8k_1.json`` are gsm8k's, in this order."""
+def _by_dataset(files: list[Path], scored: set[str]) -> dict[str, list[Path]]:
+    """Group the parts of a dataset: ``gsm8k_0.json`` and ``gsm8k_1.json`` are gsm8k's, in this order.
+
+    ``scored`` are the datasets that have results: those are of whole datasets. Raises StoreError for a missing part,
+    as all rows after it would get wrong numbers.
+    """
     names = {file.stem: file for file in files}
     found: dict[str, dict[int, Path]] = {}
     for name, file in names.items():
         part = _PART.fullmatch(name)
-        if part and part["dataset"] not in names and f"{part['dataset']}_0" in names:
-            found.setdefault(part["dataset"], {})[int(part["number"])] = file
+        whole = part["dataset"] if part else name
+        in_parts = whole not in names and name not in scored and (f"{whole}_0" in names or whole in scored)
+        if part and in_parts:
+            found.setdefault(whole, {})[int(part["number"])] = file
         else:
             found[name] = {0: file}
+    for dataset, parts in found.items():
+        missing = next((number for number in range(len(parts)) if number not in parts), None)
+        if missing is not None:
+            file = files[0].with_name(f"{dataset}_{missing}.json")
+            raise StoreError(f"{file}: missing, though there are later parts", "copy all parts of the predictions")
     return {name: [parts[number] for number in sorted(parts)] for name, parts in found.items()}
 
 
 def _side(folder: Path, model: str, dataset: str, files: list[Path]) -> Side:
     outputs: dict[int, Output] = {}
     for file in files:
-        first = len(outputs)
+        first = max(outputs, default=-1) + 1
         for row, entry in _entries(file):
             outputs[first + row] = _output(first + row, entry, file)
     path = folder / "results" / model / f"{dataset}.json"

@@ -97,14 +97,14 @@ class PairedStatistics:
 
     rows: int
     delta: float  # other - reference
-    delta_interval: Interval  # 95%, paired bootstrap
+    delta_interval: Interval  # 95%, paired bootstrap; in groups: it and the clustered one, as is the next
     equivalence_interval: Interval  # 90%, the one that TOST looks at
     right_to_wrong: int
     wrong_to_right: int
-    mcnemar_p: float  # exact, two-sided; where rows come in groups, of a t test with clustered errors
+    mcnemar_p: float  # exact, two-sided; in groups: the larger of it and that of a t test with clustered errors
     mcnemar_p_adjusted: float  # Holm, over the datasets of the comparison
     equivalence_p: float  # TOST at the margin
-    needed_rows: int | None  # rows that would settle it at 90% power
+    needed_rows: int | None  # rows that would settle it at 90% power; None: no number of them
     excess_flips: float | None = None  # flips beyond the noise floor; None where none was measured
     groups: int | None = None  # how many groups the rows come in, where errors are clustered
 

@@ -1,8 +1,7 @@
 """Runs that a comparison needs: the engines themselves, the float32 sample of each, the reference's own noise.
 
 Each is an ordinary run (``Evaluation``) in an ordinary work folder, so nothing is asked twice: what is stored is
-taken from the store. How to run a side again is read from its own folder: its config, the model's folder, the
-engine and the engine's flags.
+taken from the store. How to run a side again is read from its own folder (``origin.py``).
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evalswap.comparing.comparison import Evidence, Explainer, wiring_proof
+from evalswap.comparing.origin import plan_again, spec_of
 from evalswap.comparing.outputs import Side
 from evalswap.comparing.pairing import Key, Pairing, key_of, pair_up
 from evalswap.comparing.records import WiringProof
@@ -156,7 +156,7 @@ class Rerunner:
         """Run the model of a side again with a changed spec. Raises ConfigError where its folder does not tell how."""
         experiment, spec = spec_of(side)
         changed = change(spec)
-        plan = _plan(changed, side, any_kernel=True)
+        plan = plan_again(changed, side, any_kernel=True)
         wanted = [dataset for dataset in experiment.datasets if dataset.abbr == side.dataset]
         alone = dataclasses.replace(experiment, models=(changed,), datasets=tuple(wanted), summarizer={})
         return self.run(alone, [plan], work, limit)
@@ -204,29 +204,6 @@ class Rerunner:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def spec_of(side: Side) -> tuple[Experiment, ModelSpec]:
-    """Return what a side's run was asked for, and its model's spec with the folder that the model was found in.
-
-    Raises ConfigError where the run's folder has no config of it (any more).
-    """
-    from evalswap.config.experiment import from_config
-    from evalswap.config.loading import ConfigLoader
-
-    for path in sorted((side.folder / "configs").glob("*.py"), reverse=True):
-        try:
-            experiment = from_config(path, ConfigLoader())
-        except ConfigError:
-            continue
-        for spec in experiment.models:
-            if _is_model_of(spec, side):
-                folder = side.facts.get("folder")
-                return experiment, spec.model_copy(update={"path": str(folder)}) if folder else spec
-    raise ConfigError(
-        f"{side.folder.name}: its folder does not tell how {side.model} was run",
-        "give compare the config and -a instead of run folders",
-    )
-
-
 def transformers_plan(side: Side) -> ModelPlan | None:
     """Return the plan of a side's model on transformers, or None where its config cannot be run there."""
     from evalswap.conversion import EngineOptions, convert
@@ -252,26 +229,6 @@ def no_float32(side: Side) -> str | None:
     if side.foreign:
         return "only the outputs of this run are known"
     return NO_FLOAT32.get(side.engine)
-
-
-def _is_model_of(spec: ModelSpec, side: Side) -> bool:
-    try:
-        return _plan(spec, side).abbr == side.model
-    except EvalswapError:
-        return False
-
-
-def _plan(spec: ModelSpec, side: Side, any_kernel: bool = False) -> ModelPlan:
-    """Return the plan of a side's engine with its flags, on request without those that choose kernels."""
-    from evalswap.conversion import EngineOptions, convert
-    from evalswap.engines.flags import given
-    from evalswap.engines.registry import REMOTE, managed_engine
-
-    arguments: dict[str, Any] = dict(side.facts.get("engine_args") or {})
-    if any_kernel and side.engine != REMOTE:
-        chosen = managed_engine(side.engine).kernel_flags
-        arguments = {key: value for key, value in given(arguments).items() if key not in chosen}
-    return convert(spec, EngineOptions(accelerator=side.engine, engine_args=arguments))
 
 
 def _answered(side: Side) -> Side:

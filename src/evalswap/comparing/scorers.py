@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from evalswap.comparing.outputs import Output
+from evalswap.comparing.origin import experiments_of, is_model_of
+from evalswap.comparing.outputs import Output, Side
 from evalswap.errors import EvalswapError
-from evalswap.inference.answers import storable
-from evalswap.reporting.folder import RunFolder
 from evalswap.scoring.scorer import Scorer
+from evalswap.surrogates import storable
 
 
 def take_details(outputs: Mapping[int, Output], details: Any) -> None:
@@ -27,16 +27,20 @@ def take_details(outputs: Mapping[int, Output], details: Any) -> None:
             output.answer = storable(str(detail.get("pred", detail.get("predictions", ""))))
 
 
-def scorer_of_run(folder: RunFolder, dataset: str) -> Scorer | None:
-    """Return the scorer that a run's own config names, or None if that cannot be had any more."""
-    from evalswap.config.experiment import from_config
-    from evalswap.config.loading import ConfigLoader
+def scorer_of_run(side: Side) -> Scorer | None:
+    """Return the scorer that a side's own run would use, or None if that cannot be had any more.
 
-    for path in sorted((folder.path / "configs").glob("*.py"), reverse=True):
+    It is the dataset's and the model's: where the config does not tell which of its models this is, they must agree.
+    """
+    for experiment in experiments_of(side):
+        models = [spec for spec in experiment.models if is_model_of(spec, side)] or experiment.models
+        steps = [spec.pred_postprocessor for spec in models]
+        dataset = next((spec for spec in experiment.datasets if spec.abbr == side.dataset), None)
+        if dataset is None or any(step != steps[0] for step in steps):
+            continue
         try:
-            experiment = from_config(path, ConfigLoader())
-            return next(Scorer(spec) for spec in experiment.datasets if spec.abbr == dataset)
-        except (EvalswapError, StopIteration):
+            return Scorer(dataset, steps[0] if steps else None)
+        except EvalswapError:
             continue
     return None
 

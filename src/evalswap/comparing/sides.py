@@ -105,11 +105,9 @@ def _side(folder: RunFolder, manifest: Mapping[str, Any], store: Store, model: s
             outputs[answered.row] = _output(answered)
     results = _read_results(folder, model, dataset)
     take_details(outputs, results.get("details"))
-    if any(output.right is None for output in outputs.values()):  # asked with -m infer: nobody has scored it yet
-        score_unscored(outputs.values(), scorer_of_run(folder, dataset))
     metrics = record["datasets"][dataset].get("metrics") or {}
     metric = next(iter(metrics), "accuracy")
-    return Side(
+    side = Side(
         folder=folder.path,
         model=model,
         dataset=dataset,
@@ -121,6 +119,9 @@ def _side(folder: RunFolder, manifest: Mapping[str, Any], store: Store, model: s
         record=record,
         evalswap=str(manifest.get("evalswap") or ""),
     )
+    if any(output.right is None for output in outputs.values()):  # asked with -m infer: nobody has scored it yet
+        score_unscored(outputs.values(), scorer_of_run(side))
+    return side
 
 
 def _output(answered: Answered) -> Output:

@@ -74,7 +74,8 @@ def _flips(statistics: PairedStatistics) -> str:
     worse, better, p = statistics.right_to_wrong, statistics.wrong_to_right, statistics.mcnemar_p_adjusted
     if not worse + better:
         return "answers do not flip"
-    test = "exact McNemar" if statistics.groups is None else f"t test, errors clustered in {statistics.groups} groups"
+    clustered = f"a t test, errors clustered in {statistics.groups} groups"
+    test = "exact McNemar" if statistics.groups is None else f"the larger of exact McNemar's and that of {clustered}"
     holm = "" if p == statistics.mcnemar_p else ", after Holm"
     return f"flips are {worse:,} right→wrong and {better:,} wrong→right: by chance alone p {_p(p)} ({test}{holm})"
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 PARTIAL_BATCH_QUIET = 0.030  # a batch that is not full goes after so many seconds without a new request
@@ -95,10 +96,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Teacher forcing: how probable the prompt's tokens from ``start`` on are, and the ``top`` likeliest."""
+    """Teacher forcing: how probable the prompt's tokens from ``start`` on are, and the ``top`` likeliest.
+
+    With a repetition penalty: how probable they are to a greedy ``generate`` with the same penalty.
+    """
 
     top: int
     start: int
+    repetition_penalty: float = 1.0
 
 
 @dataclass(eq=False)
@@ -194,7 +199,10 @@ class Model:
         top, start = payload.get("top", 0), payload.get("start", 1)
         if not self._is_token(top) or not isinstance(start, int):
             raise ValueError("top and start must be integers, top from 0 to the size of the vocabulary")
-        return Job(-math.inf, ids, Scoring(top, max(start, 1)))
+        penalty = payload.get("repetition_penalty", 1.0)
+        if type(penalty) not in (int, float) or not 0 < penalty < math.inf:
+            raise ValueError("repetition_penalty must be a number above 0")
+        return Job(-math.inf, ids, Scoring(top, max(start, 1), float(penalty)))
 
     def answer(self, batch: list[Job]) -> list[dict[str, Any]]:
         """Answer jobs that ask the same."""
@@ -247,9 +255,13 @@ class Model:
     def _score(self, ids: list[int], ask: Scoring) -> dict[str, Any]:
         tokens = torch.tensor([ids], device=self._net.device)
         logits = self._net(input_ids=tokens, use_cache=False).logits[0]
+        penalty = RepetitionPenaltyLogitsProcessor(ask.repetition_penalty) if ask.repetition_penalty != 1 else None
         scored = []
         for place in range(ask.start, len(ids)):
-            row = logits[place - 1].float().log_softmax(-1)
+            row = logits[place - 1].float()
+            if penalty:
+                row = penalty(tokens[:, :place], row[None])[0]
+            row = row.log_softmax(-1)
             best = row.topk(ask.top)
             top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
             scored.append({"logprob": row[ids[place]].item(), "top": top})
