@@ -190,6 +190,23 @@ def test_data_that_is_not_there(
     assert "EVALSWAP_DATA" in hints(model)
 
 
+def test_a_column_that_the_rows_lack(
+    home: Path, demo_model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "eval.py"
+    config.write_text(
+        "from mmengine.config import read_base\nfrom opencompass.models import HuggingFacewithChatTemplate\n"
+        "with read_base():\n    from .datasets.demo.demo_gen import demo_datasets as datasets\n"
+        "datasets[0]['reader_cfg']['output_column'] = 'answers'\n"
+        f"models = [dict(type=HuggingFacewithChatTemplate, abbr='m', path={str(demo_model)!r}, max_out_len=8)]\n"
+    )
+    code, model = check(capsys, config, "-a", "toy")
+    assert code == 1
+    ((_, text),) = [found for found in of(model, "scoring") if found[0] == "problem"]
+    assert text.endswith("row 0: there is no column 'answers'")
+    assert "did you mean 'answer'?" in hints(model)
+
+
 def test_sampling_that_is_refused_or_emulated(home: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = ["--generation-kwargs", "do_sample=True", "temperature=0.7", "presence_penalty=0.5"]
     code, model = check(capsys, "--hf-path", demo_model, "--datasets", "demo", *drawn)
@@ -398,7 +415,7 @@ def test_a_wrong_model_name_lists_what_is_served(home: Path, capsys: pytest.Capt
     ((level, text),) = of(model, "server")
     assert level == "problem"
     assert "serves no model 'demmo'" in text
-    assert "did you mean 'demo'?; it serves: demo" in hints(model)
+    assert "did you mean 'demo'? it serves: demo" in hints(model)
     assert model["figures"]["server"]["serves"] == ["demo"]
 
 

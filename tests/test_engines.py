@@ -274,6 +274,14 @@ def test_sglang_makes_ready_what_the_work_is_worth(model: Path) -> None:
     assert not [word for word in on_cpu if "cuda-graph" in word or "start-mode" in word]
 
 
+def test_transformers_knows_its_own_flags() -> None:
+    engine = managed_engine("transformers")
+    engine.configured(LaunchPlan("m", engine_args={"--batch-size": 4, "dtype": "float32"}))
+    with pytest.raises(ConversionError, match="--engine-args batch_sise: transformers has no such flag") as caught:
+        engine.configured(LaunchPlan("m", engine_args={"batch_sise": 4}))
+    assert caught.value.hint == "did you mean 'batch_size'?"
+
+
 def test_sglang_has_no_float32_on_a_gpu(model: Path) -> None:
     with pytest.raises(ConversionError, match="no float32 on a GPU"):
         command("sglang", launch(model, dtype="float32"))

@@ -516,10 +516,59 @@ def test_a_name_that_the_server_does_not_serve(command: Command) -> None:
         code, output = command.run(config)
         assert code == 1
         assert "serves no model 'demmo': HTTP 404: The model `demmo` does not exist." in output
-        assert "did you mean 'demo'?; it serves: demo" in output
+        assert "did you mean 'demo'? it serves: demo" in output
         assert sum(server.asked.values()) == 1
         server.fault = None  # one that answers to any name is taken at its word
         assert command.run(config)[0] == 0
+
+
+def test_a_server_that_answers_to_any_name_is_told_of(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        config.write_text(config.read_text().replace("path='demo '", "path='demmo'"))
+        code, output = command.run(config, "--limit", "1")
+    assert code == 0
+    assert f"{server.url} lists demo, not 'demmo', and answers to that name all the same" in output
+
+
+def test_a_password_in_an_address_is_never_shown(command: Command) -> None:
+    with serving(FakeServer()) as server:
+        url = server.url
+        server.url = url.replace("http://", "http://joe:pass0word0pass@")
+        code, output = command.run(command.config(server), "--limit", "1")
+        assert code == 0, output
+        both, said = command.run(command.config(server, key="sk-secretsecretsecret"), "--limit", "2")
+    assert "***@127.0.0.1" in output
+    assert both == 1
+    assert "the request cannot be sent" in said
+    for text in (output, said, *(path.read_text() for path in command.work.rglob("*.json"))):
+        assert "pass0word" not in text and "secretsecret" not in text
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"], ids=repr)
+def test_answers_without_text_are_counted(command: Command, content: str | None) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    answer = {"choices": [choice], "usage": {"completion_tokens": 4}}
+    with serving(FakeServer(fault=lambda r, q, a: web.json_response(answer) if a == 1 else None)) as server:
+        for _ in range(2):  # the second time from the store
+            code, output = command.run(command.config(server), "--limit", "2")
+            assert code == 0
+            assert "demo-api/demo: 2 answers are empty, and scored so" in output
+            assert command.manifest()["models"]["demo-api"]["answers"]["empty"] == {"demo-api/demo": 2}
+
+
+def test_a_comparison_with_a_question_that_nobody_answered_fails(command: Command) -> None:
+    bad = list(gold_answers())[1]
+    with serving(FakeServer(fault=lambda r, q, a: error(400) if q == bad else None)) as server:
+        assert command.run(command.config(server), "--limit", "2")[0] == 1
+        server.fault, elsewhere = None, command.folder / "elsewhere"
+        assert command("run", command.config(server), "-w", elsewhere, "--limit", "2")[0] == 0
+    (partial,), (whole,) = command.folders(), elsewhere.glob("2*")
+    assert command("compare", whole, whole)[0] == 0
+    for pair in ((whole, partial), (partial, whole)):
+        code, output = command("compare", *pair)
+        assert code == 1, output
+        assert "1 of 2 questions have no answer" in output
 
 
 def test_a_server_that_refuses_ids_is_named(command: Command) -> None:

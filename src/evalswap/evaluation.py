@@ -197,7 +197,7 @@ class Evaluation:
         for run in runs:
             self.outcomes[run.plan.abbr] = run.outcome
             outcome = await run.ask()
-            show_engine(self.console, outcome)
+            show_engine(self.console, outcome, self.redact)
             if outcome.error is not None:
                 if isinstance(outcome.error, (StoreError, DataError)):
                     raise outcome.error
@@ -339,7 +339,7 @@ class Evaluation:
         return all(score is not None and not score.partial for score in found)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(self.redact(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def _listed(jobs: Collection[str]) -> str:

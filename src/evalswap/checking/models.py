@@ -28,7 +28,7 @@ from evalswap.config.specs import DatasetSpec
 from evalswap.engines.base import Emulated, Engine, ManagedEngine
 from evalswap.engines.openai import openai_engine
 from evalswap.engines.registry import managed_engine
-from evalswap.errors import EvalswapError, ModelFilesError
+from evalswap.errors import DataError, EvalswapError, ModelFilesError
 from evalswap.inference.sampling_check import check_asked
 from evalswap.plan import LaunchPlan, ModelPlan
 from evalswap.prompting.requests import RequestMaker
@@ -37,6 +37,7 @@ from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.records import Sampling
 from evalswap.scoring.scorer import Scorer
+from evalswap.serving.endpoint import lists_others
 from evalswap.serving.environments import Interpreter, find_engine
 from evalswap.serving.launching import PreparedEngine, Workload, context_len_of, is_context_known, resolve_launch
 from evalswap.serving.warm import find_warm
@@ -209,7 +210,11 @@ class Checker:
             check.problem("server", problem if url in problem else f"{url}: {problem}", hint)
         if report.answering:
             owner = f" ({report.owner})" if report.owner else ""
-            check.good("server", f"{', '.join(report.answering)} serves {report.model}{owner}")
+            answering = ", ".join(report.answering)
+            if report.serves:
+                check.note("server", f"{answering} {lists_others(report.model, report.serves)}")
+            else:
+                check.good("server", f"{answering} serves {report.model}{owner}")
             ids, messages = "token ids, rendered and tokenised by evalswap", "messages; template applied by the server"
             check.good("protocol", f"it gets {ids if report.by_ids else messages}")
             if report.why_no_ids:
@@ -246,12 +251,19 @@ class Checker:
             check.figures["datasets"][dataset.abbr] = figures
             rows = self._rows[dataset.abbr]
             if isinstance(rows, EvalswapError):
-                hint = f"{rows.hint}; " if rows.hint else ""
-                check.problem("dataset", f"{dataset.abbr}: {rows.message}", f"{hint}a check uses no network")
+                hints = [rows.hint, "a check uses no network" if isinstance(rows, DataError) else None]
+                hint = "; ".join(hint for hint in hints if hint)
+                check.problem("dataset", f"{dataset.abbr}: {rows.message}", hint or None)
                 continue
             check.good("dataset", f"{dataset.abbr}: {len(rows.rows)} rows from {rows.source}")
             try:
-                Scorer(dataset, plan.pred_postprocessor)
+                scorer = Scorer(dataset, plan.pred_postprocessor)
+                for number, row in enumerate(rows.rows):
+                    scorer.gold(row, number)
+            except EvalswapError as error:
+                check.failed("scoring", error)
+                continue
+            try:
                 sampling = _sampling(plan, dataset, checkpoint, tokenizer)
             except EvalswapError as error:
                 check.failed("sampling", error)

@@ -124,7 +124,7 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
     out = arguments.out or (work / f"compare_{datetime.now():%Y%m%d_%H%M%S}" if by_config else None)
     if out is not None:
         say(f"files: {_write(comparison, out)}")
-    unanswered = by_config and any(side.unanswered for run in runs for side in run)
+    unanswered = any(side.unanswered for run in runs for side in run)
     return _exit_code(arguments.fail_on, comparison, complete=not (notes or unanswered))
 
 

@@ -27,7 +27,7 @@ class Strict(BaseModel):
 
 
 class RunCfg(Strict):
-    num_gpus: int = 0
+    num_gpus: int = Field(default=0, ge=0)
     num_procs: int = 1
 
 

@@ -22,9 +22,13 @@ from evalswap.engines.base import (
     SamplingTable,
 )
 from evalswap.engines.flags import first_gpus, flags, given, number, own_environment
+from evalswap.errors import ConversionError, did_you_mean
+from evalswap.plan import LaunchPlan
 from evalswap.records import Completion, Request
 
 WORKER = Path(__file__).with_name("transformers_worker")
+# What --engine-args may say of it.
+WORKER_FLAGS = ("batch_size", "device", "dtype", "model_kwargs", "pad_token_id", "peft_path", "trust_remote_code")
 NOT_IN_HF = Refused("transformers' generate() has no such penalty")
 
 
@@ -67,6 +71,15 @@ class Transformers(ManagedEngine):
         "stop": Native("stop"),
         "stop_token_ids": Native("stop_token_ids"),
     }
+
+    def configured(self, plan: LaunchPlan, device: str | None = None) -> ManagedEngine:
+        for name in given(plan.engine_args):
+            if name not in WORKER_FLAGS:
+                raise ConversionError(
+                    f"--engine-args {name}: {self.name} has no such flag",
+                    did_you_mean(name, WORKER_FLAGS) or f"there are: {', '.join(WORKER_FLAGS)}",
+                )
+        return self
 
     def command(self, launch: Launch, python: Path, port: int) -> list[str]:
         own: dict[str, Any] = {

@@ -21,7 +21,16 @@ from evalswap.inference.window import AdaptiveWindow
 from evalswap.plan import MOST_AT_ONE_ADDRESS, THINK_TAG, EndpointPlan, ModelPlan
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import EngineIdentity
-from evalswap.serving.endpoint import IdSupport, Served, check_name, identify, is_nearby, one_for_all, takes_ids
+from evalswap.serving.endpoint import (
+    IdSupport,
+    Served,
+    check_name,
+    identify,
+    is_nearby,
+    lists_others,
+    one_for_all,
+    takes_ids,
+)
 from evalswap.serving.launching import context_len_of
 
 FIRST_WINDOW = 64  # requests at once that no server minds; more by trial
@@ -102,6 +111,7 @@ class EndpointRun(ModelRun):
                 answers[client] = answer
                 if answer.others:
                     await check_name(client, model, answer.others)
+                    self.context.say(f"{client.base_url} {lists_others(model, answer.others)}")
             elif not isinstance(answer, EngineError):
                 raise answer
         errors = [answer for answer in found if isinstance(answer, EngineError)]

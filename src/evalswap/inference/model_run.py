@@ -64,6 +64,7 @@ class Outcome:
     restarts: int = 0  # of an engine that died or hung
     shortened: dict[str, int] = field(default_factory=dict)  # job -> answers with less room than asked for
     cut: dict[str, int] = field(default_factory=dict)  # job -> prompts that were too long
+    empty: dict[str, int] = field(default_factory=dict)  # job -> answers without any text
 
 
 class ModelRun(ABC):
@@ -107,6 +108,7 @@ class ModelRun(ABC):
         self.outcome.timings["total"] = self._elapsed()
         self.outcome.shortened = {job.name: job.shortened for job in self.jobs if job.shortened}
         self.outcome.cut = {job.name: job.cut for job in self.jobs if job.cut}
+        self.outcome.empty = {job.name: job.empty for job in self.jobs if job.empty}
         return self.outcome
 
     def stop_taking(self) -> int:
@@ -305,12 +307,16 @@ class ModelRun(ABC):
         if entry.began is not None:
             tally.retry_seconds += max(0.0, time.perf_counter() - response.seconds - entry.began)
         (job, row, gold), *twins = entry.rows
-        tally.right += job.scoring.right(row, response.text, gold)
+        self._score(job, row, response, gold)
         for twin in twins:  # answered by the same answer
             self._found(twin[0], twin[1], response, twin[2])
 
     def _found(self, job: Job, row: int, response: Response, gold: str) -> None:
         self.tally.stored += 1
+        self._score(job, row, response, gold)
+
+    def _score(self, job: Job, row: int, response: Response, gold: str) -> None:
+        job.empty += not response.text.strip()
         self.tally.right += job.scoring.right(row, response.text, gold)
 
     def _failed(self, failure: Failure) -> None:

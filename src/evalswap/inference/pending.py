@@ -31,6 +31,7 @@ class Job:
     sampling: Sampling | None = None
     shortened: int = 0  # rows whose answer has less room than asked for
     cut: int = 0  # rows whose prompt was too long
+    empty: int = 0  # rows whose answer has no text
 
 
 @dataclass(slots=True)

@@ -79,6 +79,7 @@ def model_record(
             "from_store": tally.stored,
             "failed": tally.failed,
             "shortened": outcome.shortened,
+            "empty": outcome.empty,
             "prompt_tokens": tally.prompt_tokens,
             "completion_tokens": tally.completion_tokens,
         },

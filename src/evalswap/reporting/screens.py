@@ -67,14 +67,15 @@ def show_plan(
     console.print(view)
 
 
-def show_engine(console: Console, outcome: Outcome) -> None:
-    """Print which engine really ran."""
+def show_engine(console: Console, outcome: Outcome, redact: Callable[[str], str] = str) -> None:
+    """Print which engine really ran, and what is to be known of its answers."""
     if outcome.engine is None:
         return
     engine = outcome.engine
     source = engine.details.get("source")
     where = f"{engine.interpreter} ({source})" if source else engine.interpreter
-    console.print(f"engine: {engine} on {engine.device}, {where}", highlight=False, markup=False, soft_wrap=True)
+    text = redact(f"engine: {engine} on {engine.device}, {where}")
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
     if outcome.restarts:
         console.print(f"engine: started again {outcome.restarts} times, see above and its log", highlight=False)
     for job, count in outcome.cut.items():
@@ -90,6 +91,8 @@ def show_engine(console: Console, outcome: Outcome) -> None:
             highlight=False,
             markup=False,
         )
+    for job, count in outcome.empty.items():
+        console.print(f"{job}: {count} answers are empty, and scored so", highlight=False, markup=False)
 
 
 def show_error(console: Console, error: EvalswapError, redact: Callable[[str], str] = str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from evalswap.benchmarks.registry import find_evaluator, find_postprocessor
 from evalswap.config.specs import DatasetSpec
-from evalswap.errors import ConfigError, DataError
+from evalswap.errors import ConfigError, DataError, did_you_mean
 
 MOST_NAMED = 1000  # unanswered rows that a score names; it counts them all
 
@@ -71,6 +71,7 @@ class Scorer:
     def __init__(self, dataset: DatasetSpec, model_postprocessor: Mapping[str, Any] | None = None) -> None:
         """Look up what the config names. Raises ConfigError for unknown names or keyword arguments."""
         cfg, where = dataset.eval_cfg, f"{dataset.abbr}: eval_cfg"
+        self.abbr = dataset.abbr
         self.output_column = dataset.reader_cfg.output_column
         kwargs = dict(cfg.evaluator.model_extra or {})
         try:
@@ -99,8 +100,12 @@ class Scorer:
         try:
             value = str(row[self.output_column])
             return self._gold(value) if self._gold else value
-        except (KeyError, ValueError) as error:
-            raise DataError(f"row {number}: no right answer in column '{self.output_column}': {error}") from error
+        except KeyError as error:
+            hint = did_you_mean(self.output_column, row) or f"its columns: {', '.join(map(str, row))}"
+            raise DataError(f"{self.abbr}, row {number}: there is no column '{self.output_column}'", hint) from error
+        except ValueError as error:
+            where = f"{self.abbr}, row {number}"
+            raise DataError(f"{where}: no right answer in column '{self.output_column}': {error}") from error
 
     def score(self, text: str, gold: str) -> Scored:
         """Score one answer."""

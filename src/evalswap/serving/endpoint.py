@@ -93,14 +93,22 @@ async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> N
         await client.post("/chat/completions", body, TOKEN_SECONDS)
     except FinalError as error:
         if error.status == 404 or (error.status in NO_SUCH_MODEL and model in error.message):
-            shown = ", ".join(others[:SHOWN_MODELS]) + (", …" if len(others) > SHOWN_MODELS else "")
             near = did_you_mean(model, others)
             raise EngineError(
                 f"{client.base_url} serves no model '{model}': {error.message}",
-                f"{near + '; ' if near else ''}it serves: {shown}",
+                f"{near + ' ' if near else ''}it serves: {_shown(others)}",
             ) from error
     except TransientError:
         pass  # the first real question will tell
+
+
+def lists_others(model: str, others: Sequence[str]) -> str:
+    """Say of a server what is to be known of one that answers to a name that is not on its list."""
+    return f"lists {_shown(others)}, not '{model}', and answers to that name all the same"
+
+
+def _shown(models: Sequence[str]) -> str:
+    return ", ".join(models[:SHOWN_MODELS]) + (", …" if len(models) > SHOWN_MODELS else "")
 
 
 async def takes_ids(client: HttpClient, model: str, server: str | None) -> IdSupport:
