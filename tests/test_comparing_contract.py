@@ -43,6 +43,7 @@ def test_equal_runs_keep_every_item(tmp_path: Path) -> None:
         ({"peft_path": "./adapter"}, "adapter", True),
         ({"chat_template_sha256": "0000"}, "chat template", True),
         ({"prompts": "messages; template applied by the server"}, "prompts go as", True),
+        ({"extra_body": {"temperature": 1, "max_tokens": 3}}, "fields added to each request", True),
         ({"engine_args": {"kv-cache-dtype": "fp8"}}, "KV cache", True),
         ({"engine_args": {"quant_policy": 8}}, "KV cache", True),
         ({"engine_args": {"quantization": "fp8"}}, "weight quantisation", True),
@@ -61,6 +62,16 @@ def test_each_fact_that_changes_numbers_is_named(
     found = broken(contract.values())
     assert [(one.item, one.systematic) for one in found] == [(item, systematic)]
     assert next(iter(contract.values())) == found[0]  # the broken ones come first
+
+
+def test_other_names_at_servers_are_told_whole(tmp_path: Path) -> None:
+    of_one, of_other = ({"servers": ["http://h/v1"], "model": f"a-long-name-of-a-{kind}"} for kind in ("cat", "dog"))
+    reference = _side(tmp_path, "20260101_000000", facts=of_one)
+    other = _side(tmp_path, "20260101_000001", facts=of_other)
+    (item,) = broken(check_contract(reference, other, [0, 1, 2]))
+    assert (item.item, item.reference, item.other) == ("model files", "a-long-name-of-a-cat", "a-long-name-of-a-dog")
+    same = _side(tmp_path, "20260101_000002", facts=of_one)
+    assert not broken(check_contract(reference, same, [0, 1, 2]))  # a name is no proof either
 
 
 @pytest.mark.parametrize("facts", [{"engine_args": {"kv_cache_dtype": "auto", "enable_prefix_caching": False}}])

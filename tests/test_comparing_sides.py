@@ -50,6 +50,20 @@ def test_another_folder_is_refused(tmp_path: Path, name: str) -> None:
         read_sides(tmp_path / name)
 
 
+def test_a_renamed_run_and_one_without_its_store_say_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, Run("20260101_000000", numbered(2)))
+    (side,) = read_sides(folder)
+    assert len(side.outputs) == 2
+    renamed = shutil.copytree(folder, tmp_path / "baseline")
+    with pytest.raises(ConfigError, match="has no run named baseline") as caught:
+        read_sides(renamed)
+    assert "renamed, or copied" in (caught.value.hint or "")
+    (tmp_path / "elsewhere").mkdir()
+    alone = shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    with pytest.raises(ConfigError, match=r"the answers of this run are not here: .*responses\.sqlite"):
+        read_sides(alone)
+
+
 def test_broken_results_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path, Run("20260101_000000", numbered(2)))
     (folder / "results/tiny-hf/gsm8k.json").write_text('{"accuracy": 1, "det')

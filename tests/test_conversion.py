@@ -424,12 +424,59 @@ def test_the_temperature_of_an_api() -> None:
     assert not [r for r in of_kwargs.translation if "unset" in r.source]
 
 
+OF_SPEC, OF_KWARGS, UNSET = "temperature", "generation_kwargs.temperature", "temperature (unset)"
+
+
+@pytest.mark.parametrize(
+    ("own", "kwargs", "source", "sent"),
+    [
+        (None, {"do_sample": True}, UNSET, 0),
+        (None, {"do_sample": True, "temperature": None}, UNSET, 0),
+        (None, {"do_sample": True, "temperature": 0}, OF_KWARGS, 0),
+        (None, {"do_sample": True, "temperature": 1e-6}, OF_KWARGS, 0),
+        (None, {"do_sample": False, "temperature": 0.7}, OF_KWARGS, 0.7),
+        (None, {"temperature": "0.7"}, OF_KWARGS, 0.7),
+        (0.3, {"do_sample": False}, OF_SPEC, 0.3),
+        (0.3, {"temperature": 0}, OF_SPEC, 0.3),
+        (0.0, {"do_sample": True, "temperature": 0.7}, OF_SPEC, 0),
+    ],
+)
+def test_the_table_says_what_temperature_is_sent(
+    own: float | None, kwargs: dict[str, Any], source: str, sent: float
+) -> None:
+    entry = {**API, "temperature": own, "generation_kwargs": {**kwargs, "top_p": 0.9, "seed": 3}}
+    made = plan(entry)
+    assert answered(entry).temperature == sent
+    assert row(made, source)[0] == f'"temperature": {sent}'
+    if "do_sample" in kwargs:
+        how = f"drawn at temperature {sent}" if sent else "greedy"
+        assert row(made, "generation_kwargs.do_sample") == ("", f"not looked at: {how}, as the temperature says")
+    if own is not None and "temperature" in kwargs:
+        assert row(made, OF_KWARGS) == ("", f"temperature={own} comes first")
+    for name in ("top_p", "seed"):
+        told = ("the sampling block", "") if sent else ("", "greedy, because the temperature is 0")
+        assert row(made, f"generation_kwargs.{name}") == told
+    assert len({r.source for r in made.translation}) == len(made.translation)
+
+
+@pytest.mark.parametrize("kwargs", [{"do_sample": False}, {"do_sample": False, "temperature": 1}])
+def test_a_reasoning_model_draws_whatever_a_config_says(kwargs: dict[str, Any]) -> None:
+    entry = {**API, "path": "o3", "generation_kwargs": kwargs}
+    assert answered(entry).temperature == 1.0
+    made = plan(entry)
+    assert "which draws at 1" in row(made, OF_KWARGS if "temperature" in kwargs else UNSET)[1]
+    assert row(made, "generation_kwargs.do_sample")[1].startswith("not looked at: drawn at temperature 1")
+
+
 @pytest.mark.parametrize(
     ("change", "message", "hint"),
     [
         ({"openai_proxy_url": "http://p:1"}, "openai_proxy_url is not supported", "HTTPS_PROXY"),
         ({"http_client_cfg": {"verify": False}}, "http_client_cfg", "timeout="),
         ({"generation_kwargs": {"max_tokens": 3}}, "generation_kwargs.max_tokens: unknown field", "max_new_tokens"),
+        ({"generation_kwargs": {"zzz": None}}, "generation_kwargs.zzz: unknown field", "known: "),
+        ({"generation_kwargs": {"temperature": "hot"}}, "generation_kwargs.temperature='hot': a number", "0 is greedy"),
+        ({"generation_kwargs": {"temperature": -1}}, "generation_kwargs.temperature=-1: a number from 0 on", "greedy"),
     ],
 )
 def test_what_an_api_config_cannot_say(change: dict[str, Any], message: str, hint: str) -> None:
@@ -1201,3 +1248,30 @@ def test_a_dtype_among_the_engines_flags_is_the_models_dtype() -> None:
     targets = [entry.target for entry in made.translation if entry.target.startswith("--dtype")]
     assert set(targets) == {"--dtype float16"}
     assert "unknown dtype 'fp4'" in refused(CHAT, "sglang", engine_args={"dtype": "fp4"}).message
+
+
+@pytest.mark.parametrize(
+    ("extra", "hint"),
+    [
+        ({"extra_headers": {"x-api-key": "secret"}}, "a key goes in key="),
+        ({"extra_query": {"v": 1}}, "without a query"),
+        ({"timeout": 5}, "write timeout= of the model"),
+    ],
+)
+def test_arguments_of_openais_library_are_no_fields(extra: dict[str, object], hint: str) -> None:
+    error = refused({**API, "openai_extra_kwargs": extra})
+    assert error.message.endswith(f"openai_extra_kwargs.{next(iter(extra))} is not supported")
+    assert hint in (error.hint or "")
+
+
+def test_an_extra_body_of_openais_library_is_the_requests_own() -> None:
+    extra = {"logit_bias": {"1": 2}, "extra_body": {"top_k": 3}}
+    endpoint = plan({**API, "extra_body": {"min_p": 0.1}, "openai_extra_kwargs": extra}).endpoint
+    assert endpoint is not None
+    assert endpoint.extra_body == {"min_p": 0.1, "logit_bias": {"1": 2}, "top_k": 3}
+
+
+@pytest.mark.parametrize("value", ["False", "no", 2, [True]])
+def test_a_do_sample_that_is_no_bool_is_refused(value: object) -> None:
+    error = refused({**CHAT, "generation_kwargs": {"do_sample": value, "temperature": 0.7}}, "vllm")
+    assert f"generation_kwargs.do_sample={value!r}: True or False is wanted" in error.message

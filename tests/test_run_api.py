@@ -531,6 +531,19 @@ def test_a_server_that_answers_to_any_name_is_told_of(command: Command) -> None:
     assert f"{server.url} lists demo, not 'demmo', and answers to that name all the same" in output
 
 
+@pytest.mark.parametrize("mode", ["run", "check"])
+def test_a_prompt_without_a_column_is_one_clear_error(command: Command, mode: str) -> None:
+    with serving(FakeServer()) as server:
+        config = command.config(server)
+        template = "datasets[0]['infer_cfg']['prompt_template']['template']['round'][0]['prompt']"
+        config.write_text(config.read_text() + f"\n{template} = '{{qestion}}, in short'\n")
+        code, output = command(mode, config, *(["-w", command.work] if mode == "run" else []))
+    assert code != 0
+    assert "the prompt has no column of row 0, so all rows would ask the same" in output
+    assert "did you mean 'question'?" in output
+    assert not server.asked
+
+
 def test_a_password_in_an_address_is_never_shown(command: Command) -> None:
     with serving(FakeServer()) as server:
         url = server.url

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evalswap.checkpoint import find_checkpoint
 from evalswap.config.specs import parse_model
 from evalswap.conversion import EngineOptions, convert
 from evalswap.errors import EXIT_USAGE, ConfigError, ConversionError
@@ -87,8 +90,10 @@ def test_api_configs_sample_as_soon_as_they_name_a_temperature(kind: str) -> Non
     # nothing of HuggingFace's defaults (top_k=50) or of the model's own config
     assert drawn(of_spec(kind, QWEN, generation_kwargs={"temperature": 0.7})) == (0.7, 1.0, 0, 0.0)
     assert drawn(of_spec(kind, QWEN, generation_kwargs={"temperature": 0.7, "top_p": 0.9})) == (0.7, 0.9, 0, 0.0)
-    assert drawn(of_spec(kind, QWEN, generation_kwargs={"temperature": 0.7, "do_sample": False})) == GREEDY
-    assert drawn(of_spec(kind, QWEN, generation_kwargs={"do_sample": True})) == (1.0, 1.0, 0, 0.0)
+    # a server is told a temperature and nothing else of the kind
+    kwargs = {"temperature": 0.7, "do_sample": False, "top_k": None}
+    assert drawn(of_spec(kind, QWEN, generation_kwargs=kwargs)) == (0.7, 1.0, 0, 0.0)
+    assert drawn(of_spec(kind, QWEN, generation_kwargs={"do_sample": True})) == GREEDY
 
 
 @pytest.mark.parametrize("kind", ["OpenAI", "OpenAISDK"])
@@ -125,6 +130,20 @@ def test_the_shortest_answer() -> None:
     assert (least(None, None, min_new_tokens=3), least(None, None)) == (3, 0)
 
 
+def test_the_shortest_answer_of_the_models_own_file() -> None:
+    def least(generation_config: dict[str, Any], model: int | None = None, **kwargs: Any) -> int:
+        plan = SamplingPlan(generation_kwargs=kwargs, min_out_len=model)
+        return resolve_sampling(plan, generation_config, max_out_len=99).min_new_tokens
+
+    config = {"min_new_tokens": 64}
+    assert least(config) == 64
+    assert (least(config, 2), least(config, 0)) == (2, 0)
+    assert (least(config, min_new_tokens=3), least(config, min_new_tokens=0)) == (3, 0)
+    assert least({"min_new_tokens": 640}) == 99  # transformers, too, ends an answer at max_new_tokens
+    assert least({"min_new_tokens": None}) == 0
+    assert of_spec("VLLM", config) == of_spec("VLLM", {})
+
+
 # ---- stops
 
 
@@ -155,6 +174,27 @@ def test_eos_ids_of_the_config(given: int | list[int]) -> None:
     assert stops(unset, eos_token_ids=[7])[1] == (7,)
 
 
+@pytest.mark.parametrize(
+    ("generation_config", "ids"),
+    [
+        (None, (5,)),  # no such file: transformers makes one of config.json
+        ({}, ()),
+        ({"repetition_penalty": 1.1}, ()),
+        ({"eos_token_id": None}, ()),
+        ({"eos_token_id": 7}, (7,)),
+        ({"eos_token_id": [7, 8]}, (7, 8)),
+    ],
+)
+@pytest.mark.parametrize("config", [{"eos_token_id": 5}, {"text_config": {"eos_token_id": 5}}])
+def test_the_ids_that_end_an_answer_are_those_of_transformers(
+    tmp_path: Path, config: dict[str, Any], generation_config: dict[str, Any] | None, ids: tuple[int, ...]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "float32", **config}))
+    if generation_config is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation_config))
+    assert find_checkpoint(str(tmp_path)).eos_token_ids == ids
+
+
 # ---- what is refused
 
 
@@ -183,6 +223,15 @@ def test_an_unknown_field(kwargs: dict[str, Any], field: str, hint: str) -> None
         ("no_repeat_ngram_size", 3, 0),
         ("bad_words_ids", [[5]], []),
         ("forced_eos_token_id", 5, None),
+        ("encoder_repetition_penalty", 1.5, 1.0),
+        ("encoder_no_repeat_ngram_size", 3, 0),
+        ("max_time", 1.0, None),
+        ("dola_layers", "high", None),
+        ("constraints", [], None),
+        ("force_words_ids", [[3]], None),
+        ("watermarking_config", {"bias": 2.5}, None),
+        ("token_healing", True, False),
+        ("cache_implementation", "quantized", None),
     ],
 )
 def test_what_no_engine_can_say(field: str, value: object, neutral: object) -> None:
@@ -195,10 +244,37 @@ def test_what_no_engine_can_say(field: str, value: object, neutral: object) -> N
     assert of_spec("VLLM", {field: value}) == of_spec("VLLM", {})  # nobody reads the file for an engine's config
 
 
-def test_what_only_matters_when_sampling() -> None:
-    assert hf({"typical_p": 0.9}) == hf(typical_p=0.9) == hf()
-    with pytest.raises(ConversionError, match=r"typical_p=0\.9"):
-        hf({"typical_p": 0.9}, do_sample=True)
+@pytest.mark.parametrize("field", ["typical_p", "top_h", "epsilon_cutoff", "eta_cutoff"])
+def test_what_only_matters_when_sampling(field: str) -> None:
+    assert hf({field: 0.9}) == hf(**{field: 0.9}) == hf()
+    with pytest.raises(ConversionError, match=rf"{field}=0\.9"):
+        hf({field: 0.9}, do_sample=True)
+    assert hf({field: UNTRANSLATABLE[field]}, do_sample=True) == hf(do_sample=True)
+
+
+def test_the_stop_strings_of_the_model() -> None:
+    with pytest.raises(ConversionError, match=r"generation_config\.json: stop_strings=") as caught:
+        hf({"stop_strings": ["\n"]})
+    assert (caught.value.hint or "").endswith("in its place write the model's stop_words=[…]")
+    assert hf({"stop_strings": ["\n"]}, stop_strings=None) == hf()
+    with pytest.raises(ConfigError, match="unknown field"):
+        hf(stop_strings=["\n"])
+
+
+def test_what_changes_nothing_in_transformers_is_not_refused() -> None:
+    harmless = {
+        "renormalize_logits": True,
+        "remove_invalid_values": True,
+        "length_penalty": 2.0,  # of beams
+        "early_stopping": True,
+        "diversity_penalty": 0.5,
+        "prompt_lookup_num_tokens": 3,  # faster, and the same
+        "cache_implementation": "hybrid",
+        "max_length": 20,
+        "max_new_tokens": 3,
+        "decoder_start_token_id": 3,
+    }
+    assert hf(harmless) == hf()
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,9 @@ def test_a_shortest_answer_of_the_datasets() -> None:
     assert refusal(plan_of("llamacpp", min_out_len=2))[1].startswith("remove the model's min_out_len; ")
     message, hint = refusal(plan_of("llamacpp", generation_kwargs={"min_new_tokens": 2}))
     assert hint.startswith("generation_kwargs=dict(min_new_tokens=0) asks for none; ")
+    message, hint = refusal(plan_of("llamacpp"), {"min_new_tokens": 4})
+    assert message.startswith("min_new_tokens=4 (the model's generation_config.json) cannot be asked of llamacpp")
+    assert hint.startswith("generation_kwargs=dict(min_new_tokens=0) asks for none; ")
 
 
 def test_two_that_exclude_each_other() -> None:

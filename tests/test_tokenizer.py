@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from evalswap.config.specs import DatasetSpec
 from evalswap.errors import ConfigError, ModelFilesError
@@ -90,6 +93,26 @@ def test_cutting_keeps_the_ends_that_the_mode_names(ids: list[int], room: int) -
     assert middle[: room // 2] == tuple(ids[: room // 2])
     if room >= 2:
         assert middle[-(room // 2) :] == tuple(ids[-(room // 2) :])
+
+
+@pytest.mark.parametrize("added", [None, "<|im_start|> $A", "<|im_start|> $A <|im_end|>"])
+def test_a_base_prompt_is_cut_as_transformers_cuts_it(demo_model: Path, tmp_path: Path, added: str | None) -> None:
+    """It cuts the text and adds BOS and EOS afterwards, so they stay; SmolLM2's own tokenizer adds none."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(demo_model / name, tmp_path / name)
+    if added:
+        backend = BackendTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        ids = [("<|im_start|>", 1), ("<|im_end|>", 2)]
+        backend.post_processor = TemplateProcessing(single=added, special_tokens=ids)
+        backend.save(str(tmp_path / "tokenizer.json"))
+    reference = AutoTokenizer.from_pretrained(tmp_path, truncation_side="left")
+    text = "How many? " * 6 + "<|im_start|>The end."
+    whole, made = len(reference(text)["input_ids"]), load(tmp_path)
+    for room in range(3, whole + 2):
+        (short, prompt) = made.text_prompts(["2", text], BASE, room)
+        assert list(prompt.token_ids or ()) == reference(text, truncation=True, max_length=room)["input_ids"]
+        assert prompt.truncated_from == (whole if room < whole else None)
+        assert short.truncated_from is None
 
 
 def dataset() -> DatasetSpec:

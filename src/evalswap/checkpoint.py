@@ -40,6 +40,7 @@ class Checkpoint:
     generation_config: Mapping[str, Any]
     elsewhere: tuple[Path, ...] = ()  # weight files that are not in the folder itself
     stored_dtype: str | None = None  # of the weights, where config.json names none
+    has_generation_config: bool = False  # whether there is such a file, whatever it says
 
     @property
     def architecture(self) -> str:
@@ -75,10 +76,12 @@ class Checkpoint:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer: generation_config.json's, else config.json's."""
-        eos = self.generation_config.get("eos_token_id")
-        if eos is None:
-            eos = self._text_config("eos_token_id")
+        """The ids that end an answer: generation_config.json's, config.json's only where there is no such file.
+
+        So does transformers: a generation_config.json without eos_token_id means that nothing ends an answer.
+        """
+        source = self.generation_config.get if self.has_generation_config else self._text_config
+        eos = source("eos_token_id")
         return tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
 
     def identity(self) -> str:
@@ -129,6 +132,7 @@ def find_checkpoint(
         config=_read_json(folder / "config.json"),
         generation_config=_read_json(generation) if generation.is_file() else {},
         elsewhere=elsewhere,
+        has_generation_config=generation.is_file(),
     )
     return found if found.dtype or files else dataclasses.replace(found, stored_dtype=stored_dtype(folder))
 

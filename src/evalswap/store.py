@@ -236,6 +236,11 @@ class Store:
         """Return the jobs of a run that have rows on record."""
         return [job for (job,) in self._rows("SELECT DISTINCT job FROM items WHERE run = ?", (run,))]
 
+    def has_run(self, run: str) -> bool:
+        """Whether a run has begun here, with rows on record or without."""
+        query = "SELECT 1 FROM jobs WHERE run = ? UNION SELECT 1 FROM items WHERE run = ? LIMIT 1"
+        return bool(self._rows(query, (run, run)))
+
     def expected_rows(self, run: str, job: str) -> int | None:
         """Return how many rows a job has in all, asked or not; None for a run of an older evalswap."""
         found = self._rows("SELECT rows FROM jobs WHERE run = ? AND job = ?", (run, job))

@@ -7,6 +7,7 @@ stop, coarser weights); the others only change how sums are rounded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -81,6 +82,7 @@ def check_contract(reference: Side, other: Side, rows: Sequence[int]) -> tuple[C
         _model(sides),
         _item("adapter", _facts(sides, "peft_path", none="none")),
         *_sampling(sides),
+        _item("fields added to each request", tuple(map(_added, sides))),
         _item("prompts cut to fit", tuple(side.about_rows.get("prompts_cut") for side in sides)),
         _item("answers with less room", tuple(_shortened(side) for side in sides)),
         _scorer(sides),
@@ -135,8 +137,12 @@ def _facts(sides: _Sides, key: str, *, none: str | None = None) -> tuple[Any, ..
 
 
 def _model(sides: _Sides) -> ContractItem:
-    values = [str(value)[:12] if value else None for value in _facts(sides, "model")]
-    if any("servers" in side.facts for side in sides):
+    named = zip(sides, _facts(sides, "model"), strict=True)
+    values = [(value if "servers" in side.facts else str(value)[:12]) if value else None for side, value in named]
+    remote = ["servers" in side.facts for side in sides]
+    if all(remote) and None not in values and values[0] != values[1]:
+        return _item("model files", values, kept=False, note="names at their servers")
+    if any(remote):
         return _not_told("model files", values, "a server tells no more than a name")
     return _item("model files", values)
 
@@ -192,6 +198,14 @@ def _sampling(sides: _Sides) -> Iterator[ContractItem]:
             "greedy answers", ["no" if block.get("temperature") else "yes" for block in (ours, theirs)],
             "drawn answers differ by chance, on one engine as on two",
         )  # fmt: skip
+
+
+def _added(side: Side) -> str | None:
+    """Return what a config adds to each request's body, whatever the sampling block says; None where nobody knows."""
+    if not side.facts:
+        return None
+    body = side.facts.get("extra_body")
+    return json.dumps(body, sort_keys=True, ensure_ascii=False, default=str) if body else "none"
 
 
 def _comparable(value: Any) -> Any:

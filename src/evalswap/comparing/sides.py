@@ -31,7 +31,17 @@ def read_sides(path: Path) -> list[Side]:
         raise ConfigError(f"{path}: no such folder", "give the folder of a run, like outputs/default/20261122_101500")
     manifest = folder.read_manifest()
     stored = (folder.path.parent / FILE_NAME).is_file()
-    if manifest and stored:
+    if manifest and not stored:
+        raise ConfigError(
+            f"{path}: the answers of this run are not here: beside it there is no {FILE_NAME}",
+            f"copy {FILE_NAME} of its work folder, too",
+        )
+    if manifest:
+        if not _is_stored(folder):
+            raise ConfigError(
+                f"{path}: the {FILE_NAME} beside it has no run named {folder.name}",
+                "was the folder renamed, or copied from another work folder? Give it its name again, in its own folder",
+            )
         sides = _read_run(folder, manifest)
         if not sides:
             raise ConfigError(
@@ -39,7 +49,7 @@ def read_sides(path: Path) -> list[Side]:
                 f"give the run's command again with -r {folder.name}: what is stored is not asked again",
             )
         return sides
-    if not manifest and stored and _has_items(folder):
+    if stored and _is_stored(folder):
         raise ConfigError(
             f"{path}: this run has not come to its end",
             f"give its command again with -r {folder.name}: it goes on from what is stored",
@@ -74,10 +84,10 @@ def _engine_facts(record: Mapping[str, Any]) -> list[Any]:
     return [facts.get(name) for name in ("model", "engine", "engine_version", "dtype", "device", "engine_args")]
 
 
-def _has_items(folder: RunFolder) -> bool:
+def _is_stored(folder: RunFolder) -> bool:
     store = Store(folder.path.parent)
     try:
-        return bool(store.jobs(folder.name))
+        return store.has_run(folder.name)
     finally:
         store.close()
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from evalswap.config.specs import HuggingFaceSpec, OpenAI, OpenAISDK
 from evalswap.conversion.options import EngineOptions
 from evalswap.conversion.roles import API_DEFAULT_ROLES, parse_roles
-from evalswap.conversion.translation import Translation, engine_arg_rows, engine_generation_kwargs, sampling_rows
+from evalswap.conversion.translation import Translation, engine_arg_rows, sampling_rows, server_generation_kwargs
 from evalswap.engines.openai import is_reasoning_model
 from evalswap.errors import ConfigError, ConversionError
 from evalswap.plan import MOST_AT_ONE_ADDRESS, EndpointPlan, ModelPlan, PromptPlan, SamplingPlan
+from evalswap.prompting.sampling import drawn_at
+
+SDK_ARGUMENTS = {
+    "extra_headers": "remove it: a key goes in key=, an organisation in org=; other headers are not sent",
+    "extra_query": "remove it: addresses are asked without a query",
+    "timeout": "write timeout= of the model",
+}
 
 
 def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
@@ -31,7 +39,7 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
     extra = dict(spec.extra_body or {})
     timeout, codes = 3600.0, {}
     if isinstance(spec, OpenAISDK):
-        extra |= spec.openai_extra_kwargs or {}
+        extra |= _extra_fields(spec)
         timeout, codes = spec.timeout, spec.status_code_mappings
     model = table.stripped_path(spec.path)
     base_urls = _base_urls(spec, options)
@@ -61,11 +69,12 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
         table.add(f"query_per_second={spec.query_per_second:g}", "rate limit", note)
     engine_arg_rows(options, table)
     reasoning = _reasons(spec, options.api_model or model)
-    generation_kwargs = _reasoning_rows(spec, table) if reasoning else _temperature(spec, table)
+    temperature = _reasoning_rows(spec, table) if reasoning else _temperature_rows(spec, table)
     if spec.max_completion_tokens is not None and not reasoning:
         note = "it comes before the dataset's max_out_len"
         table.add(f"max_completion_tokens={spec.max_completion_tokens}", '"max_tokens"', note)
-    sampling_rows(spec, table)
+    _overruled_rows(spec, table, temperature)
+    sampling_rows(spec, table, temperature)
     return ModelPlan(
         abbr=spec.abbr,
         summary_abbr=spec.summarizer_abbr or spec.abbr,
@@ -79,7 +88,7 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
             overlong="error",
         ),
         sampling=SamplingPlan(
-            generation_kwargs=engine_generation_kwargs(generation_kwargs),
+            generation_kwargs=server_generation_kwargs(spec.generation_kwargs, temperature),
             stop_words=tuple(spec.stop_words),
             max_out_len=spec.max_out_len,
             min_out_len=spec.min_out_len,
@@ -109,14 +118,62 @@ def from_api(spec: OpenAI, options: EngineOptions) -> ModelPlan:
     )
 
 
-def _temperature(spec: OpenAI, table: Translation) -> dict[str, Any]:
-    """Return the ``generation_kwargs`` with what the spec's own ``temperature`` means."""
-    if spec.temperature is not None:
-        table.add(f"temperature={spec.temperature}", f'"temperature": {spec.temperature}')
-        return {**spec.generation_kwargs, "do_sample": spec.temperature > 0, "temperature": spec.temperature}
-    if "temperature" not in spec.generation_kwargs:
+def _extra_fields(spec: OpenAISDK) -> dict[str, Any]:
+    """Return the ``openai_extra_kwargs`` as fields of a request's body.
+
+    Raises ConversionError for arguments of the SDK that become something else there: headers, a query, a deadline
+    (https://github.com/openai/openai-python, ``chat.completions.create``).
+    """
+    fields = dict(spec.openai_extra_kwargs or {})
+    for name, instead in SDK_ARGUMENTS.items():
+        if name in fields:
+            raise ConversionError(f"{spec.abbr}: openai_extra_kwargs.{name} is not supported", instead)
+    body = fields.pop("extra_body", None) or {}
+    if not isinstance(body, Mapping):
+        raise ConfigError(f"{spec.abbr}: openai_extra_kwargs.extra_body: a dict is wanted")
+    return fields | dict(body)
+
+
+def _temperature_rows(spec: OpenAI, table: Translation) -> float:
+    """Add what a server is told; return the temperature that answers are drawn at, 0 for greedy ones."""
+    temperature, source = _temperature(spec)
+    if temperature is None:
         table.add("temperature (unset)", '"temperature": 0', "greedy; nothing is left to the server's default")
-    return dict(spec.generation_kwargs)
+    else:
+        table.add(source, f'"temperature": {temperature or 0}', "" if temperature else "greedy")
+    return temperature or 0.0
+
+
+def _temperature(spec: OpenAI) -> tuple[float | None, str]:
+    """Return the temperature that a spec names, its own before that of its ``generation_kwargs``, and the row's source.
+
+    Raises ConfigError if it is no number from 0 on.
+    """
+    given, field = spec.temperature, "temperature"
+    if given is None:
+        given, field = spec.generation_kwargs.get("temperature"), "generation_kwargs.temperature"
+    if given is None:
+        return None, "temperature (unset)"
+    source = f"{field}={given!r}"
+    try:
+        temperature = drawn_at(given)
+    except (TypeError, ValueError):
+        temperature = math.nan
+    if not 0 <= temperature < math.inf:
+        raise ConfigError(f"{spec.abbr}: {source}: a number from 0 on is wanted", "0 is greedy")
+    return temperature, source
+
+
+def _overruled_rows(spec: OpenAI, table: Translation, temperature: float) -> None:
+    """Add what the ``generation_kwargs`` say of drawing beside the temperature that decides."""
+    kwargs = spec.generation_kwargs
+    if "temperature" in kwargs and spec.temperature is not None:
+        source = f"generation_kwargs.temperature={kwargs['temperature']!r}"
+        table.add(source, "", f"temperature={spec.temperature} comes first")
+    if "do_sample" in kwargs:
+        how = f"drawn at temperature {temperature}" if temperature else "greedy"
+        source = f"generation_kwargs.do_sample={kwargs['do_sample']!r}"
+        table.add(source, "", f"not looked at: {how}, as the temperature says")
 
 
 def _reasons(spec: OpenAI, model: str) -> bool:
@@ -125,12 +182,14 @@ def _reasons(spec: OpenAI, model: str) -> bool:
     OpenCompass goes by the name, and its configs for o1 say ``max_completion_tokens`` (configs/models/openai). Under
     another name ("my-deployment") it is one with ``max_completion_tokens`` and the only temperature that those have.
     """
-    temperature = spec.generation_kwargs.get("temperature", spec.temperature)
-    return is_reasoning_model(model) or (spec.max_completion_tokens is not None and temperature == 1)
+    return is_reasoning_model(model) or (spec.max_completion_tokens is not None and _temperature(spec)[0] == 1)
 
 
-def _reasoning_rows(spec: OpenAI, table: Translation) -> dict[str, Any]:
-    """Add what a reasoning model is told, and what it is not; return the ``generation_kwargs`` that it then has."""
+def _reasoning_rows(spec: OpenAI, table: Translation) -> float:
+    """Add what a reasoning model is told, and what it is not; return the temperature that answers are drawn at.
+
+    It is 1, but for one in the ``generation_kwargs``, which is refused with the other fields that it does not take.
+    """
     limit = spec.max_completion_tokens
     table.add(
         f"max_completion_tokens={limit}" if limit else "max_completion_tokens (unset)",
@@ -139,12 +198,10 @@ def _reasoning_rows(spec: OpenAI, table: Translation) -> dict[str, Any]:
         if limit
         else "the reasoning counts, too: set it if max_out_len leaves no room for the answer",
     )
-    table.add(
-        "temperature (unset)" if spec.temperature is None else f"temperature={spec.temperature}",
-        "",
-        "taken for a reasoning model, which draws at 1: no temperature, top_p, penalty or stop is sent",
-    )
-    return {"do_sample": True, "temperature": 1.0, **spec.generation_kwargs}
+    temperature, source = _temperature(spec)
+    note = "taken for a reasoning model, which draws at 1: no temperature, top_p, penalty or stop is sent"
+    table.add(source, "", note)
+    return 1.0 if temperature is None or spec.temperature is not None else temperature
 
 
 def _base_urls(spec: OpenAI, options: EngineOptions) -> tuple[str, ...]:

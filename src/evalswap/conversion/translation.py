@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evalswap.config.specs import HuggingFaceSpec, ModelSpec
+from evalswap.config.specs import ModelSpec
 from evalswap.conversion.options import EngineOptions
 from evalswap.engines.registry import REMOTE, flag_names, managed_engine
 from evalswap.errors import ConfigError, ConversionError
-from evalswap.prompting.sampling import DRAWN_FIELDS, EFFECTLESS_FIELDS, check_fields
+from evalswap.prompting.sampling import DRAWN_FIELDS, EFFECTLESS_FIELDS, UNTRANSLATABLE, check_fields
 from evalswap.records import TranslationRow
 
 # What becomes of a field that no engine needs to be told about: evalswap does it, or it has no bearing.
@@ -116,9 +116,10 @@ class Translation:
         return tuple(self._rows)
 
 
-def engine_generation_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Engine configs sample as soon as they name a temperature; HuggingFace's need do_sample as well."""
-    return {"do_sample": bool(kwargs.get("temperature")), "top_k": 0, "top_p": 1.0, **kwargs}
+def server_generation_kwargs(kwargs: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+    """Return HuggingFace's fields for a server, where the temperature alone decides and no default is HuggingFace's."""
+    said = {key: value for key, value in kwargs.items() if value is not None}
+    return {"top_k": 0, "top_p": 1.0, **said, "do_sample": temperature > 0, "temperature": temperature}
 
 
 def take_dtype(kwargs: dict[str, Any], table: Translation, where: str = "model_kwargs") -> str:
@@ -215,24 +216,34 @@ def stop_words_row(words: Sequence[str], table: Translation) -> None:
         table.add(f"stop_words={words}", STOP_WORDS_TARGET, "cut once more by evalswap")
 
 
-def sampling_rows(spec: ModelSpec, table: Translation) -> None:
+def sampling_rows(spec: ModelSpec, table: Translation, temperature: float | None = None) -> None:
     """Add the rows of a spec whose ``generation_kwargs`` are HuggingFace's.
+
+    Of a server ``temperature`` is the one that decides, 0 for greedy; what decides it has its rows already.
 
     Raises ConfigError for an unknown field, ConversionError for one that no engine's sampling block has.
     """
     length_rows(spec, table)
     stop_words_row(getattr(spec, "stop_words", []), table)
     kwargs = getattr(spec, "generation_kwargs", {})
+    decided = {} if temperature is None else {"do_sample": temperature > 0}
     try:
-        check_fields(kwargs)
+        check_fields({**kwargs, **decided})
     except ConfigError as error:
         raise type(error)(f"{spec.abbr}: {error.message}", error.hint) from None
-    greedy = isinstance(spec, HuggingFaceSpec) and not kwargs.get("do_sample")
+    if temperature is None:
+        greedy, why = not kwargs.get("do_sample"), "greedy, because do_sample is not set"
+    else:
+        greedy, why = temperature == 0, "greedy, because the temperature is 0"
     for key, value in kwargs.items():
+        if temperature is not None and key in ("do_sample", "temperature"):
+            continue
         if key in EFFECTLESS_FIELDS:
             target, note = "", "no token depends on it"
-        elif greedy and key in DRAWN_FIELDS:
-            target, note = "", "greedy, because do_sample is not set"
+        elif greedy and key in (*DRAWN_FIELDS, "seed"):
+            target, note = "", why
+        elif key in UNTRANSLATABLE:
+            target, note = "", "as good as unset"
         else:
             target, note = "the sampling block", ""
         table.add(f"generation_kwargs.{key}={value!r}", target, note)

@@ -19,6 +19,11 @@ Turn = dict[str, str]  # {"role": "HUMAN", "prompt": "..."}
 _COLUMN = re.compile(r"\{([^{}]+)\}")
 
 
+def braced(template: TemplateCfg) -> list[str]:
+    """Return what stands in braces in a template's texts: names of columns, if they are right."""
+    return [name for turn in (*template.begin, *template.round, *template.end) for name in _COLUMN.findall(turn.prompt)]
+
+
 def turns(template: TemplateCfg, row: Mapping[str, Any], output_column: str | None) -> list[Turn]:
     """Return a row's turns as the config wrote them, each ``{column}`` of the row filled in.
 

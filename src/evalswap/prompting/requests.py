@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any
 
 from evalswap.config.specs import DatasetSpec
-from evalswap.errors import ConfigError
+from evalswap.errors import ConfigError, did_you_mean
 from evalswap.plan import PromptPlan
-from evalswap.prompting.messages import Turn, to_messages, to_text, turns
+from evalswap.prompting.messages import Turn, braced, to_messages, to_text, turns
 from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.records import Message, Prompt, Sampling
 
@@ -66,13 +66,19 @@ class RequestMaker:
 
     def _prepare_chunk(self, chunk: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Prepared]:
         reader, template = self.dataset.reader_cfg, self.dataset.infer_cfg.prompt_template.template
-        filled = []
+        filled, named = [], braced(template)
         for number, row in chunk:
             missing = [column for column in reader.input_columns if column not in row]
             if missing:
                 raise ConfigError(
                     f"{self.dataset.abbr}: row {number} has no column '{missing[0]}'",
                     f"reader_cfg.input_columns names it; the row has {', '.join(row)}",
+                )
+            if reader.input_columns and row.keys().isdisjoint(named):
+                near = (did_you_mean(name, map(str, row)) for name in named)
+                raise ConfigError(
+                    f"{self.dataset.abbr}: the prompt has no column of row {number}, so all rows would ask the same",
+                    next(filter(None, near), f"write {{{reader.input_columns[0]}}} where it belongs"),
                 )
             filled.append(turns(template, row, reader.output_column))
         if self.tokenizer is None:

@@ -23,15 +23,29 @@ HF_DEFAULTS: Mapping[str, Any] = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,
 }
-# Fields that an engine's sampling block cannot say, with the only value that means nothing.
+# Fields that an engine's sampling block cannot say, with the only value that means nothing: all by which a model
+# without an encoder answers something else in transformers 5.19 (generate() in generation/utils.py).
 UNTRANSLATABLE: Mapping[str, Any] = {
     "num_beams": 1,
     "num_return_sequences": 1,
     "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,  # the "encoder's" are the prompt's tokens
+    "encoder_repetition_penalty": 1.0,
     "min_length": 0,
+    "max_time": None,
+    "stop_strings": None,
     "typical_p": 1.0,
+    "top_h": None,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
     "penalty_alpha": 0.0,
+    "dola_layers": None,
+    "constraints": None,
+    "force_words_ids": None,
     "guidance_scale": 1.0,
+    "watermarking_config": None,
+    "token_healing": False,
+    "cache_implementation": None,  # see _means_nothing
     "bad_words_ids": [],
     "suppress_tokens": [],
     "begin_suppress_tokens": [],
@@ -42,7 +56,10 @@ UNTRANSLATABLE: Mapping[str, Any] = {
 }
 MIN_OUT_LEN = "min_out_len"
 GENERATION_CONFIG = "the model's generation_config.json"
-DRAWN_FIELDS = ("temperature", "top_p", "top_k", "min_p", "typical_p")  # without effect on a greedy answer
+DRAWN_FIELDS = (  # without effect on a greedy answer
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("typical_p", "top_h", "epsilon_cutoff", "eta_cutoff"),
+)
 EFFECTLESS_FIELDS = ("pad_token_id", "use_cache")  # no token depends on them
 FIELDS = {
     *HF_DEFAULTS,
@@ -76,10 +93,14 @@ def check_fields(generation_kwargs: Mapping[str, Any]) -> None:
 
     Raises ConfigError for an unknown field and ConversionError for one that no engine's block can say.
     """
-    for key in generation_kwargs:
-        if key not in FIELDS and key not in UNTRANSLATABLE:
+    for key, value in generation_kwargs.items():
+        known = key in FIELDS or key in UNTRANSLATABLE
+        if not known or (key in WRITTEN_OTHERWISE and value is not None):
             named = f"write {WRITTEN_OTHERWISE[key]}" if key in WRITTEN_OTHERWISE else did_you_mean(key, FIELDS)
             raise ConfigError(f"generation_kwargs.{key}: unknown field", named or f"known: {', '.join(sorted(FIELDS))}")
+    if (do_sample := generation_kwargs.get("do_sample")) not in (None, True, False):
+        text = f"generation_kwargs.do_sample={do_sample!r}: True or False is wanted"
+        raise ConfigError(text, "a text like 'False' would count as true")
     _refuse_untranslatable(generation_kwargs, "generation_kwargs", sampled=_samples(generation_kwargs))
 
 
@@ -125,13 +146,15 @@ def resolve_sampling(
 
     words = dict.fromkeys([*plan.stop_words, *extra_stops])
     single = single_token_stops or {}
+    longest = max_new_tokens(plan, max_out_len)
     try:
-        temperature = float(value("temperature")) if sampled else 0.0
-        temperature = 0.0 if 0 < temperature < LEAST_TEMPERATURE else temperature
+        temperature = drawn_at(value("temperature")) if sampled else 0.0
         drawn = temperature > 0
+        least, who = _least(plan, of_model, min_out_len)
         sampling = Sampling(
-            max_new_tokens=max_new_tokens(plan, max_out_len),
-            min_new_tokens=int(min_out_len or plan.min_out_len or kwargs.get("min_new_tokens") or 0),
+            max_new_tokens=longest,
+            # A model's own file does not know how long answers may be here; transformers ends them all the same.
+            min_new_tokens=min(int(least), longest) if who == GENERATION_CONFIG else int(least),
             temperature=temperature,
             top_p=float(value("top_p")) if drawn else 1.0,
             top_k=max(0, int(value("top_k"))) if drawn else 0,
@@ -156,11 +179,30 @@ def origin(plan: SamplingPlan, generation_config: Mapping[str, Any], name: str, 
 
     ``min_out_len`` is the dataset's.
     """
+    of_model = generation_config if plan.apply_generation_config else {}
     if name in HF_DEFAULTS:
-        return _value(plan, generation_config if plan.apply_generation_config else {}, name)[1]
-    if name == "min_new_tokens" and (min_out_len or plan.min_out_len):
-        return f"the {'dataset' if min_out_len else 'model'}'s {MIN_OUT_LEN}"
-    return plan.written_in
+        return _value(plan, of_model, name)[1]
+    return _least(plan, of_model, min_out_len)[1] if name == "min_new_tokens" else plan.written_in
+
+
+def drawn_at(temperature: Any) -> float:
+    """Return the temperature that answers are drawn at; 0, which is greedy, also for one that comes to the same.
+
+    Raises ValueError or TypeError if it is no number.
+    """
+    value = float(temperature)
+    return 0.0 if 0 < value < LEAST_TEMPERATURE else value
+
+
+def _least(plan: SamplingPlan, of_model: Mapping[str, Any], min_out_len: int | None) -> tuple[Any, str]:
+    """Return the shortest answer in tokens and who says it: the dataset, the model's spec, else as for any field."""
+    said = (
+        (min_out_len, f"the dataset's {MIN_OUT_LEN}"),
+        (plan.min_out_len, f"the model's {MIN_OUT_LEN}"),
+        (plan.generation_kwargs.get("min_new_tokens"), plan.written_in),
+        (of_model.get("min_new_tokens"), GENERATION_CONFIG),
+    )
+    return next((pair for pair in said if pair[0] is not None), (0, plan.written_in))
 
 
 def _value(plan: SamplingPlan, of_model: Mapping[str, Any], name: str) -> tuple[Any, str]:
@@ -189,11 +231,18 @@ def _refuse_untranslatable(fields: Mapping[str, Any], where: str, *, sampled: bo
     for key, neutral in UNTRANSLATABLE.items():
         if key in DRAWN_FIELDS and not sampled:
             continue
-        if fields.get(key) not in (None, neutral):
+        if not _means_nothing(key, fields.get(key), neutral):
+            instead = f"; in its place write {WRITTEN_OTHERWISE[key]}" if key in WRITTEN_OTHERWISE else ""
             raise ConversionError(
                 f"{where}: {key}={fields[key]}: engines draw one answer token by token and have no such field",
-                f"remove it, or set generation_kwargs=dict({key}={neutral}) for an answer without it",
+                f"remove it, or set generation_kwargs=dict({key}={neutral}) for an answer without it{instead}",
             )
+
+
+def _means_nothing(key: str, value: Any, neutral: Any) -> bool:
+    if key == "cache_implementation":  # where it is kept ("hybrid", "static", …) decides no token
+        return bool(value != "quantized")
+    return value in (None, neutral)
 
 
 def _check_ranges(sampling: Sampling) -> None:

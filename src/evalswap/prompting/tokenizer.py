@@ -106,20 +106,36 @@ class Tokenizer:
         ]
 
     def text_prompts(self, texts: Sequence[str], plan: PromptPlan, room: int | None) -> list[Prompt]:
-        """Tokenise plain prompts of a base model, with the tokenizer's own special tokens."""
+        """Tokenise plain prompts of a base model, with the tokenizer's own special tokens.
+
+        HuggingFace cuts the text and adds these afterwards, so a prompt that is cut from the left keeps them.
+        """
         all_ids = self.encode(texts, special_tokens=True)
+        overlong = room is not None and any(len(ids) > room for ids in all_ids)
+        added = self._added_before() if overlong else 0
         return [
-            self._prompt(({"role": "user", "content": text},), text, ids, plan, room)
+            self._prompt(({"role": "user", "content": text},), text, ids, plan, room, added)
             for text, ids in zip(texts, all_ids, strict=True)
         ]
 
+    def _added_before(self) -> int:
+        """Return how many special tokens the tokenizer puts before a text."""
+        (ids,), (own,) = (self.encode(["a"], special_tokens=special) for special in (True, False))
+        return next((place for place in range(len(ids)) if ids[place : place + len(own)] == own), 0)
+
     def _prompt(
-        self, messages: tuple[Message, ...], text: str, ids: list[int], plan: PromptPlan, room: int | None
+        self,
+        messages: tuple[Message, ...],
+        text: str,
+        ids: list[int],
+        plan: PromptPlan,
+        room: int | None,
+        added: int = 0,
     ) -> Prompt:
         self._assert_one_bos(ids, text)
         length = len(ids)
         if room is not None and length > room:
-            return Prompt(messages, text, cut(ids, room, plan.overlong), truncated_from=length)
+            return Prompt(messages, text, cut(ids, room, plan.overlong, added), truncated_from=length)
         return Prompt(messages, text, tuple(ids))
 
     def _assert_one_bos(self, ids: Sequence[int], text: str) -> None:
@@ -131,9 +147,13 @@ class Tokenizer:
             )
 
 
-def cut(ids: Sequence[int], room: int, side: str) -> tuple[int, ...]:
-    """Shorten ids to ``room``: from the left as HuggingFace does, or in the middle (mode='mid')."""
+def cut(ids: Sequence[int], room: int, side: str, added: int = 0) -> tuple[int, ...]:
+    """Shorten ids to ``room``: from the left as HuggingFace does, or in the middle (mode='mid').
+
+    ``added``: how many ids at the beginning are not the text's, and stay when it is cut from the left.
+    """
     if side == "middle":
         half = room // 2
         return tuple(ids[:half]) + tuple(ids[len(ids) - half :]) if half else tuple(ids[-room:])
-    return tuple(ids[len(ids) - room :])
+    kept = min(added, room)
+    return tuple(ids[:kept]) + tuple(ids[len(ids) - room + kept :])

@@ -243,10 +243,16 @@ class ManagedServer:
         if code is None or code < 0:
             leader = self._process.pid
             self._process.kill()
-            keeper.send(keeper.family(leader), signal.SIGKILL)
-            if not await self._wait(lambda: not (self.alive or keeper.family(leader)), 5):
-                left = ", ".join(map(str, keeper.family(leader)))
-                raise EngineError(f"{self.name} could not be stopped", f"processes left: {left}")
+            killed = keeper.family(leader)
+            keeper.send(killed, signal.SIGKILL)
+
+            def left() -> set[int]:
+                # A process that takes a moment to die is in no family any more, once its parent is dead.
+                return {*keeper.family(leader), *(keeper.processes().keys() & killed)}
+
+            if not await self._wait(lambda: not (self.alive or left()), 5):
+                pids = ", ".join(map(str, sorted(left())))
+                raise EngineError(f"{self.name} could not be stopped", f"processes left: {pids}")
         self._stopped = True
         give_back_port(self._port)
 
