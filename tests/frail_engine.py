@@ -128,6 +128,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if asked["row"] in body.orders.get("fails", []):
+            self.reply({"error": "no kernel for this row"}, 500)
+            return
         if body.orders.get("ill_fails") and body.ill:
             self.reply({"error": "EngineCore is dead"}, 500)
             return

@@ -531,6 +531,17 @@ def test_a_server_that_answers_to_any_name_is_told_of(command: Command) -> None:
     assert f"{server.url} lists demo, not 'demmo', and answers to that name all the same" in output
 
 
+@pytest.mark.parametrize("status", [401, 503])
+def test_a_server_that_answered_nothing_yet_is_not_said_to_have(command: Command, status: int) -> None:
+    with serving(FakeServer(fault=lambda r, q, a: error(status) if q == "1" else None)) as server:
+        config = command.config(server)
+        config.write_text(config.read_text().replace("path='demo '", "path='demmo'"))
+        code, output = command.run(config, "--limit", "1")
+    assert code == 0
+    assert f"{server.url} lists demo, not 'demmo'" in output
+    assert "all the same" not in output
+
+
 @pytest.mark.parametrize("mode", ["run", "check"])
 def test_a_prompt_without_a_column_is_one_clear_error(command: Command, mode: str) -> None:
     with serving(FakeServer()) as server:

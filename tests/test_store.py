@@ -48,6 +48,14 @@ def test_the_first_of_two_answers_stays(tmp_path: Path) -> None:
     store.close()
 
 
+def test_an_answer_that_lacks_something_is_not_lost_in_silence(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(StoreError, match="NOT NULL"):
+        store.add_responses("source", [response("a"), dataclasses.replace(response("b"), finish_reason=None)])  # type: ignore[arg-type]
+    assert not store.responses(["a", "b"])
+    store.close()
+
+
 def test_each_part_of_a_request_changes_its_key() -> None:
     source = {"model": "m", "engine": "vllm", "engine_version": "1", "dtype": "float32"}
     keys, prompt = ContentKeys(source), Prompt((), "text", (1, 2, 3))

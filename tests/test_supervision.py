@@ -190,6 +190,16 @@ def test_one_that_is_ill_and_fails_everything_costs_no_row(lab: Lab) -> None:
     assert set(Counter(lab.said("answered")).values()) == {1}
 
 
+@pytest.mark.e2e  # the verdict takes its time
+def test_an_engine_that_waits_for_nothing_does_not_hang(lab: Lab) -> None:
+    lab.orders(fails=[13], latency=0.02)
+    code, output = lab.run("--hang-timeout", "6")
+    assert code == 1
+    assert len(lab.said("starts")) == 1, output
+    assert lab.results()["unanswered_rows"] == [13]
+    assert "no kernel for this row" in output
+
+
 def test_a_long_answer_is_no_hang(lab: Lab) -> None:
     lab.orders(latency=5.0, progress=True)
     code, output = lab.run("--hang-timeout", "2", "--limit", "8")

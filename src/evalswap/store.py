@@ -58,7 +58,7 @@ CREATE INDEX IF NOT EXISTS attempts_run ON attempts (run, job);
 OF_A_RUN = ("jobs", "items", "failures", "attempts")
 RESPONSE_COLUMNS = tuple(field.name for field in dataclasses.fields(Response))
 # Two may ask the same beside each other: the first answer is the answer.
-ADD_RESPONSE = "INSERT OR IGNORE INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+ADD_RESPONSE = "INSERT INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(key) DO NOTHING"
 ADD_FAILURE = "INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?)"
 ADD_ATTEMPT = "INSERT INTO attempts VALUES (?,?,?,?,?,?,?)"
 ADD_ITEM = "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?,?)"

@@ -37,7 +37,6 @@ from evalswap.prompting.tokenizer import Tokenizer
 from evalswap.prompting.tokenizer_process import TokenizerProcess
 from evalswap.records import Sampling
 from evalswap.scoring.scorer import Scorer
-from evalswap.serving.endpoint import lists_others
 from evalswap.serving.environments import Interpreter, find_engine
 from evalswap.serving.launching import PreparedEngine, Workload, context_len_of, is_context_known, resolve_launch
 from evalswap.serving.warm import find_warm
@@ -208,13 +207,12 @@ class Checker:
     def _server(self, check: ModelCheck, plan: ModelPlan, report: EndpointReport) -> None:
         for url, problem, hint in report.problems:
             check.problem("server", problem if url in problem else f"{url}: {problem}", hint)
+        for url, what in report.listing_others:
+            check.note("server", f"{url} {what}")
         if report.answering:
             owner = f" ({report.owner})" if report.owner else ""
-            answering = ", ".join(report.answering)
-            if report.serves:
-                check.note("server", f"{answering} {lists_others(report.model, report.serves)}")
-            else:
-                check.good("server", f"{answering} serves {report.model}{owner}")
+            check.good("server", f"{', '.join(report.answering)} serves {report.model}{owner}")
+        if report.answering or report.listing_others:
             ids, messages = "token ids, rendered and tokenised by evalswap", "messages; template applied by the server"
             check.good("protocol", f"it gets {ids if report.by_ids else messages}")
             if report.why_no_ids:

@@ -140,8 +140,8 @@ def _model(sides: _Sides) -> ContractItem:
     named = zip(sides, _facts(sides, "model"), strict=True)
     values = [(value if "servers" in side.facts else str(value)[:12]) if value else None for side, value in named]
     remote = ["servers" in side.facts for side in sides]
-    if all(remote) and None not in values and values[0] != values[1]:
-        return _item("model files", values, kept=False, note="names at their servers")
+    if all(remote) and None not in values and values[0] != values[1]:  # the servers' own names for one model, or two
+        return _not_told(f"model files ({values[0]} and {values[1]} at their servers)", values, "named differently")
     if any(remote):
         return _not_told("model files", values, "a server tells no more than a name")
     return _item("model files", values)

@@ -2,7 +2,7 @@
 
 There is no batch here and no barrier. A worker holds one place of one endpoint's window; when its answer is there it
 takes the next request, and when there is none at the moment it ends. Whatever makes more possible (a larger window, a
-pause that is over, a gate that opens) starts workers again. So there are never more tasks than requests in flight, and
+pause that is over) starts workers again. So there are never more tasks than requests in flight, and
 the requests are read only as far as answers come.
 """
 

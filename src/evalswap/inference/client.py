@@ -77,10 +77,10 @@ class HttpClient:
                 content = await answer.read()
         except aiohttp.InvalidURL as error:
             raise FinalError(f"not an address: {error}", refuses=True) from error
-        except ValueError as error:  # a key with a line break, a key beside a password in the address
-            raise FinalError(f"the request cannot be sent: {error}", refuses=True) from error
         except aiohttp.ClientConnectorCertificateError as error:
             raise FinalError(f"no trusted connection: {error}", refuses=True) from error
+        except ValueError as error:  # a key with a line break, a key beside a password in the address
+            raise FinalError(f"the request cannot be sent: {error}", refuses=True) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise TransientError(f"{type(error).__name__}: {error}", kind="unsent") from error
         except asyncio.TimeoutError as error:

@@ -110,8 +110,8 @@ class EndpointRun(ModelRun):
             if isinstance(answer, Served):
                 answers[client] = answer
                 if answer.others:
-                    await check_name(client, model, answer.others)
-                    self.context.say(f"{client.base_url} {lists_others(model, answer.others)}")
+                    answered = await check_name(client, model, answer.others)
+                    self.context.say(f"{client.base_url} {lists_others(model, answer.others, answered)}")
             elif not isinstance(answer, EngineError):
                 raise answer
         errors = [answer for answer in found if isinstance(answer, EngineError)]
@@ -210,5 +210,7 @@ def asking_the_same(runs: Sequence[EndpointRun]) -> list[list[EndpointRun]]:
 
 
 def _questions(plan: ModelPlan) -> tuple[object, ...]:
-    assert plan.endpoint is not None
-    return plan.endpoint.base_urls, plan.endpoint.model, plan.prompt, plan.sampling
+    asked = plan.endpoint
+    assert asked is not None
+    fields = (asked.extra_body, asked.think_tag, asked.status_code_mappings, asked.ids_wanted, asked.reasoning)
+    return asked.base_urls, asked.model, plan.prompt, plan.sampling, *fields

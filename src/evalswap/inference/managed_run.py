@@ -134,7 +134,9 @@ class ManagedRun(ModelRun):
         (endpoint,) = asker.endpoints
         asking = asyncio.create_task(self._run_asker(asker, now.requests()))
         lost = asyncio.create_task(
-            supervisor.lost(lambda: self.tally.answered, lambda: asker.in_flight > 0 or endpoint.failing)
+            supervisor.lost(
+                lambda: self.tally.answered, lambda: asker.in_flight > 0 or endpoint.down, lambda: endpoint.failing
+            )
         )
         try:
             await asyncio.wait({asking, lost}, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from evalswap.inference.feed import Item
 
 # Seconds until a request's last failure counts at a supervised server: until then it would be known that the server has
 # died or is ill, and somebody had ended the asking (see supervision.py).
-VERDICT_AFTER = 20.0
+VERDICT_AFTER = 25.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before an engine is started ag
 MEMORY_SECONDS = 60.0  # that the GPU's memory may take to be freed
 LOOK_SECONDS = 5.0  # between two looks at a silent engine
 LOOK_TIMEOUT = 10.0  # seconds
-# An engine that says it is not healthy is believed after so many looks in a row: at most 12 s after its last answer,
-# which must be before what it fails counts (retrying.py).
+# An engine that says it is not healthy is believed after so many looks in a row: 17 s after its last answer at most,
+# and the looks' own time, which must be before what it fails counts (retrying.py).
 SICK_LOOKS, SICK_LOOK_SECONDS = 3, 1.0
 
 
@@ -92,12 +92,15 @@ class Supervisor:
         self.client = await self._clients.enter_async_context(HttpClient(self.server.url, timeout=REQUEST_SECONDS))
         return self.client
 
-    async def lost(self, answers: Callable[[], int], waiting: Callable[[], bool]) -> EngineError:
-        """Return why, once the server has died or hangs.
+    async def lost(
+        self, answers: Callable[[], int], waiting: Callable[[], bool], failing: Callable[[], bool]
+    ) -> EngineError:
+        """Return why, once the server has died, hangs or is ill.
 
-        ``answers`` counts what has come so far; ``waiting``: somebody wants an answer.
+        ``answers`` counts what has come so far; ``waiting``: somebody wants an answer; ``failing``: the last that came
+        was none.
         """
-        looks = asyncio.create_task(self._hangs(answers, waiting))
+        looks = asyncio.create_task(self._hangs(answers, waiting, failing))
         death = asyncio.create_task(self.server.wait_dead())
         try:
             await asyncio.wait({looks, death}, return_when=asyncio.FIRST_COMPLETED)
@@ -149,13 +152,15 @@ class Supervisor:
                 self._say(f"memory is still in use {MEMORY_SECONDS:g} s after the engine's end: {held}")
         self.server = self._own_server()
 
-    async def _hangs(self, answers: Callable[[], int], waiting: Callable[[], bool]) -> EngineError:
+    async def _hangs(
+        self, answers: Callable[[], int], waiting: Callable[[], bool], failing: Callable[[], bool]
+    ) -> EngineError:
         """Return when the server has shown no sign of progress for too long, or says that it is not healthy."""
         seen, load, sick = answers(), None, 0
         moved = time.monotonic()
         while True:
             await asyncio.sleep(min(SICK_LOOK_SECONDS if sick else LOOK_SECONDS, self._hang_seconds / 4))
-            if answers() != seen or not waiting():
+            if answers() != seen or not (waiting() or failing()):
                 seen, moved, sick = answers(), time.monotonic(), 0
                 continue
             now = await self._load()
@@ -165,6 +170,8 @@ class Supervisor:
             sick = sick + 1 if await self._says_sick() else 0
             if sick >= SICK_LOOKS:
                 return self._error("says that it is not healthy")
+            if not waiting():  # an engine that was asked nothing cannot hang
+                moved = time.monotonic()
             silent = time.monotonic() - moved
             if silent >= self._hang_seconds:
                 return self._error(f"hangs: no answer and no other progress for {silent:.0f} s")

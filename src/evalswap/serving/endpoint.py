@@ -39,14 +39,16 @@ class IdSupport:
     why_not: str = ""
 
 
-async def identify(client: HttpClient, model: str) -> Served:
+async def identify(client: HttpClient, model: str, pauses: Sequence[float] = PAUSES) -> Served:
     """Return what ``GET /models`` says of a model; nothing if the server does not tell.
 
     Part of the content key, so that answers of two different servers on one address are never mixed up.
+    ``pauses``: seconds until a server that is busy is asked again.
+
     Raises EngineError if nothing answers at the address, or a busy server does not come to it.
     """
     try:
-        answer = await _listing(client)
+        answer = await _listing(client, pauses)
     except FinalError:
         return Served()
     except TransientError as error:
@@ -71,26 +73,28 @@ async def identify(client: HttpClient, model: str) -> Served:
     return Served(others=tuple(str(entry["id"]) for entry in known if entry.get("id")), server=server)
 
 
-async def _listing(client: HttpClient) -> Any:
-    """Return the answer to ``GET /models``, asking again where a server answers that it cannot answer now."""
-    for pause in PAUSES:
+async def _listing(client: HttpClient, pauses: Sequence[float]) -> Any:
+    """Return the answer to ``GET /models``, asking again where a server is there, but cannot answer now."""
+    for pause in pauses:
         try:
-            return await client.get("/models", LISTING_SECONDS)
+            return await client.get("/models", min(LISTING_SECONDS, client.timeout))
         except TransientError as error:
-            if error.status is None:
+            if error.kind == "unsent":
                 raise
-        await asyncio.sleep(pause)
-    return await client.get("/models", LISTING_SECONDS)
+            wish = error.retry_after or 0.0
+        await asyncio.sleep(max(pause, min(wish, LISTING_SECONDS)))
+    return await client.get("/models", min(LISTING_SECONDS, client.timeout))
 
 
-async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> None:
+async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> bool:
     """Ask for one token of a model that is not on its server's list: some servers answer to other names, too.
 
-    Raises EngineError, with the list, if this one does not.
+    Return whether this one did. Raises EngineError, with the list, if this one does not.
     """
     body = {"model": model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
     try:
-        await client.post("/chat/completions", body, TOKEN_SECONDS)
+        await client.post("/chat/completions", body, min(TOKEN_SECONDS, client.timeout))
+        return True
     except FinalError as error:
         if error.status == 404 or (error.status in NO_SUCH_MODEL and model in error.message):
             near = did_you_mean(model, others)
@@ -99,12 +103,14 @@ async def check_name(client: HttpClient, model: str, others: Sequence[str]) -> N
                 f"{near + ' ' if near else ''}it serves: {_shown(others)}",
             ) from error
     except TransientError:
-        pass  # the first real question will tell
+        pass
+    return False  # the first real question will tell
 
 
-def lists_others(model: str, others: Sequence[str]) -> str:
-    """Say of a server what is to be known of one that answers to a name that is not on its list."""
-    return f"lists {_shown(others)}, not '{model}', and answers to that name all the same"
+def lists_others(model: str, others: Sequence[str], answered: bool) -> str:
+    """Say of a server that a model is not on its list, and whether it answered to that name (:func:`check_name`)."""
+    listed = f"lists {_shown(others)}, not '{model}'"
+    return f"{listed}, and answers to that name all the same" if answered else listed
 
 
 def _shown(models: Sequence[str]) -> str:
@@ -123,7 +129,7 @@ async def takes_ids(client: HttpClient, model: str, server: str | None) -> IdSup
         "return_token_ids": True, "add_special_tokens": False,
     }  # fmt: skip
     try:
-        answer = await client.post("/completions", body, TOKEN_SECONDS)
+        answer = await client.post("/completions", body, min(TOKEN_SECONDS, client.timeout))
         choice = answer["choices"][0]
         if not isinstance(choice.get("token_ids"), list):
             return IdSupport(why_not="it answers without token ids (return_token_ids is ignored)")
