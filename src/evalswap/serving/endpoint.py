@@ -79,7 +79,7 @@ async def _listing(client: HttpClient, pauses: Sequence[float]) -> Any:
         try:
             return await client.get("/models", min(LISTING_SECONDS, client.timeout))
         except TransientError as error:
-            if error.kind == "unsent":
+            if error.kind == "unsent" or (error.kind == "failed" and error.status is None):  # nobody, or no JSON
                 raise
             wish = error.retry_after or 0.0
         await asyncio.sleep(max(pause, min(wish, LISTING_SECONDS)))
